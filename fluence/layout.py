@@ -1,0 +1,117 @@
+"""Every path under a study's folder. Nobody else joins paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: model × group × seed.
+
+    Attributes:
+        model: name of the model in the study.
+        group: `all`, or the name of a group such as `asian-female`.
+        seed: seed of the training.
+        id: readable name and the hash of everything that made the run, `small-all-s0-1a2b3c4d`.
+    """
+
+    model: str
+    group: str
+    seed: int
+    id: str
+
+    @property
+    def label(self) -> str:
+        """The readable part of the id."""
+        return f"{self.model}-{self.group}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run of the grid and what became of it: `done`, `skipped`, `failed` or `diverged`, with the reason."""
+
+    run: Run
+    status: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folder of one study.
+
+    Attributes:
+        root: the study's folder.
+    """
+
+    root: Path
+
+    @property
+    def study(self) -> Path:
+        """The copy of the study file that the results belong to."""
+        return self.root / "study.yaml"
+
+    @property
+    def statistics(self) -> Path:
+        """Folder of the CSV tables of the analysis."""
+        return self.root / "statistics"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report and its figures."""
+        return self.root / "report"
+
+    @property
+    def report_page(self) -> Path:
+        """The report itself: one HTML file that opens offline."""
+        return self.report / "index.html"
+
+    def packed(self, dataset: str) -> Path:
+        """Pixels and manifest of one data set."""
+        return self.root / "packed" / f"{dataset}.h5"
+
+    def run(self, run_id: str) -> Path:
+        """Folder of one training."""
+        return self.root / "runs" / run_id
+
+    def metrics_log(self, run_id: str) -> Path:
+        """Loss terms of each epoch, one JSON object per line."""
+        return self.run(run_id) / "metrics.jsonl"
+
+    def checkpoints(self, run_id: str) -> Path:
+        """Folder of one training's checkpoints."""
+        return self.run(run_id) / "checkpoints"
+
+    def weights(self, run_id: str) -> Path:
+        """The weights that a finished training hands on."""
+        return self.run(run_id) / "weights.pt"
+
+    def activations(self, run_id: str) -> Path:
+        """Activations of the rated images."""
+        return self.root / "activations" / f"{run_id}.h5"
+
+    def metrics(self, run_id: str) -> Path:
+        """Metrics per image and layer."""
+        return self.root / "metrics" / f"{run_id}.parquet"
+
+    def epsilon(self, run_id: str) -> Path:
+        """The ε chosen for each layer of one run."""
+        return self.root / "metrics" / f"{run_id}.epsilon.csv"
+
+    def outcome(self, stage: str, task: str) -> Path:
+        """How a task ended: the only proof that it is done."""
+        return self.root / "tasks" / stage / f"{task}.outcome.json"
+
+    def progress(self, stage: str, task: str) -> Path:
+        """How far a task has come."""
+        return self.root / "tasks" / stage / f"{task}.progress.json"
+
+    def log(self, stage: str, task: str) -> Path:
+        """What a task printed."""
+        return self.root / "tasks" / stage / f"{task}.log"
+
+    @property
+    def lock(self) -> Path:
+        """Held while `fluence run` works on this folder."""
+        return self.root / "tasks" / "run.lock"

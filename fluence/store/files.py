@@ -1,0 +1,124 @@
+"""Files that are whole or absent: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fluence.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space and start again",
+    errno.EDQUOT: "the quota is used up: free some space or inodes and start again",
+    errno.EACCES: "you may not write there: choose another folder with --output",
+    errno.EPERM: "you may not write there: choose another folder with --output",
+    errno.EROFS: "the file system is read-only: choose another folder with --output",
+}
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns an operating system's refusal to write `path` into one clear line.
+
+    Raises:
+        ArtifactError: the disk is full, the quota is used up, or the place is not writable.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0)
+        if advice is None:
+            raise
+        raise ArtifactError(f"{path}: {advice}") from error
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`, renamed to it when the block ends well and removed when it does not.
+
+    Raises:
+        ArtifactError: the disk is full, the quota is used up, or the folder is not writable.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically, as UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such file") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: damaged ({error}); delete it and run again") from error
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Writes a table atomically as CSV or Parquet, by the ending of `path`."""
+    with atomic_path(path) as temporary:
+        if path.suffix == ".parquet":
+            table.to_parquet(temporary, index=False)
+        else:
+            table.to_csv(temporary, index=False)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Reads a table that `write_table` wrote.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: damaged ({error}); delete it and run again") from error
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
