@@ -1,0 +1,140 @@
+"""The schema itself: frozen, strict about names, and the few things it computes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+import fluence.study
+from fluence.schema import NAME, allowed, child, study_schema, variants, walk
+from fluence.study import Section, Study, group_slug
+
+
+def study(**changes: object) -> Study:
+    settings = {
+        "name": "tiny",
+        "data": {"datasets": {"faces": {"kind": "synthetic"}}, "training": "faces", "rated": "faces"},
+        "models": {"small": {"kind": "vae"}, "wide": {"kind": "vae", "training": {"epochs": 3, "weight_decay": 0.0}}},
+        "training": {"epochs": 9, "weight_decay": 0.5, "batch_size": 7},
+    }
+    return Study.model_validate(settings | changes)
+
+
+def sections() -> list[type[Section]]:
+    kinds = [kind for kind in vars(fluence.study).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return [kind for kind in kinds if issubclass(kind, Section)]
+
+
+@pytest.mark.parametrize("section", sections())
+def test_every_section_is_frozen_and_refuses_keys_it_does_not_know(section: type[Section]) -> None:
+    assert section.model_config["frozen"]
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        section.model_validate({"kind": "?", "no_such_setting": 1})
+
+
+def test_a_study_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        study().name = "other"
+    with pytest.raises(ValidationError, match="frozen"):
+        study().training.epochs = 1
+
+
+def test_a_model_overrides_single_training_settings_and_keeps_the_rest() -> None:
+    assert study().training_of("small") == study().training
+    own = study().training_of("wide")
+    assert (own.epochs, own.weight_decay, own.batch_size) == (3, 0.0, 7)
+
+
+def test_every_override_is_a_training_setting() -> None:
+    assert set(fluence.study.TrainingOverride.model_fields) <= set(fluence.study.Training.model_fields)
+
+
+def test_the_models_of_the_grid() -> None:
+    assert study().model_names == ("small", "wide")
+    assert study(grid={"models": ["wide"]}).model_names == ("wide",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"grid": {"models": ["smal"]}}, r"grid.models: no model is called 'smal'; there are: small, wide"),
+        (
+            {"data": {"datasets": {"a": {"kind": "synthetic"}}, "training": "b", "rated": "a"}},
+            r"data.training: no data set is called 'b'; there are: a",
+        ),
+        ({"analysis": {"epsilon": {"report": 0.3}}}, r"analysis.epsilon.report: must be one of"),
+    ],
+)
+def test_names_must_exist(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        study(**changes)
+
+
+def test_group_slug() -> None:
+    assert group_slug(("asian", "female")) == "asian-female"
+    assert group_slug((" East Asian ", "Female")) == "east_asian-female"
+    assert group_slug(("Latino_Hispanic",)) == "latino_hispanic"
+    assert group_slug((3, "f")) == "3-f"  # type: ignore[arg-type]  # tables may hold numbers
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=3))
+def test_a_group_slug_is_stable_and_fit_for_a_file_name(values: list[str]) -> None:
+    slug = group_slug(tuple(values))
+    assert slug.count("-") == len(values) - 1
+    assert not set(slug) & set(" /\\.:$'\"\n")
+    assert group_slug(tuple(slug.split("-"))) == slug
+
+
+# ── The schema in words ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def setting(*path: str | int) -> dict[str, object]:
+    node = study_schema()
+    for step in path:
+        found = child(node, step)
+        assert found is not None, step
+        node = found
+    return node
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (("training", "epochs"), "a whole number, at least 0"),
+        (("training", "learning_rate"), "a number, above 0"),
+        (("training", "validation_fraction"), "a number, at least 0 and below 0.9"),
+        (("training", "gradient_clip_norm"), "a number, above 0 or null"),
+        (("training", "precision"), "auto, fp32, bf16 or fp16"),
+        (("training", "horizontal_flip"), "true or false"),
+        (("data", "score"), "text"),
+        (("data", "datasets", "mine", "csv", "root"), "text"),
+        (("data", "group_by"), "a list, each item text, not empty"),
+        (("record", "layers"), "encoder or a list, each item text, not empty"),
+        (("grid", "seeds", 0), "a whole number, at least 0"),
+        (("models", "m", "reconstruction", 3), "a section with `loss:` l1, l2, ssim or lpips"),
+        (("record", "lpips"), "a section with net, weights or null"),
+        (("models", "m", "upsampling"), "pixelshuffle"),
+    ],
+)
+def test_what_is_allowed(path: tuple[str | int, ...], words: str) -> None:
+    assert allowed(setting(*path)) == words
+
+
+def test_kinds_come_in_the_order_of_the_schema() -> None:
+    assert list(variants(setting("data", "datasets", "x"))) == ["csv", "folder", "cfd", "fairface", "synthetic"]
+
+
+def test_a_walk_meets_every_setting_of_every_section() -> None:
+    met = {path[-1] for path, _ in walk(study_schema())}
+    assert met == {name for section in sections() for name in section.model_fields}
+    assert ("models", NAME, "latent", "size") in {path for path, _ in walk(study_schema())}
+
+
+def test_the_schema_loads_neither_torch_nor_pandas() -> None:
+    code = "import sys, fluence.studyfile; print(*sorted({'torch', 'pandas', 'numpy', 'h5py'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
