@@ -111,6 +111,10 @@ class Layout:
         """What a task printed."""
         return self.root / "tasks" / stage / f"{task}.log"
 
+    def snapshot(self, digest: str) -> Path:
+        """A study as it was when tasks were planned from it."""
+        return self.root / "tasks" / "snapshots" / f"{digest}.json"
+
     @property
     def lock(self) -> Path:
         """Held while `fluence run` works on this folder."""

@@ -58,6 +58,34 @@ def read_outcome(path: Path) -> Outcome | None:
         return None
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far an unfinished task has come.
+
+    Attributes:
+        fraction: 0 … 1.
+        text: in words, such as `epoch 3 of 30`.
+        updated: seconds since the epoch.
+        facts: anything else, such as `loss`.
+    """
+
+    fraction: float
+    text: str
+    updated: float
+    facts: dict[str, Any]
+
+
+def read_progress(path: Path, key: str) -> Progress | None:
+    """Reads the progress of the task with this key; None if it has not begun."""
+    try:
+        record = read_json(path)
+        if record.pop("key") != key:
+            return None
+        return Progress(record.pop("fraction"), record.pop("text"), record.pop("updated"), record)
+    except (ArtifactError, KeyError, AttributeError):
+        return None
+
+
 def provenance(started: float, inputs: dict[str, str]) -> dict[str, Any]:
     """Where, when and with what a result was made.
 
@@ -97,3 +125,16 @@ def _versions() -> dict[str, str]:
         d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]
     }
     return {name: installed[name] for name in _PACKAGES if name in installed}
+
+
+def write_progress(path: Path, key: str, fraction: float, text: str, **facts: Any) -> None:
+    """Says how far a task has come, for `fluence status` and for the next start.
+
+    Args:
+        path: `Layout.progress(stage, name)`.
+        key: the task's key.
+        fraction: 0 … 1.
+        text: in words, such as `epoch 3 of 30`.
+        facts: anything else worth showing, such as `loss`.
+    """
+    write_json(path, {"key": key, "fraction": round(fraction, 4), "text": text, "updated": time.time(), **facts})

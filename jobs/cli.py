@@ -1,0 +1,238 @@
+"""The command line: few verbs and few flags, because settings live in the study."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fluence import __version__
+from fluence.errors import FluenceError, StudyError
+from fluence.layout import Layout
+from fluence.study import Study
+
+if TYPE_CHECKING:
+    from jobs.plan import Planned
+    from jobs.snapshot import Snapshot
+
+_EPILOG = """\
+a first study:
+  fluence new animals             write animals.yaml, a commented starter study
+  fluence check animals.yaml      see what is wrong with it, all at once
+  fluence run animals.yaml        run it here; run it again after any interruption
+  fluence status animals.yaml     see how far it is
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fluence",
+        description="Does a face look beautiful because it is easy to see? Trains autoencoders, records their "
+        "activations, and relates how sparse they are to beauty ratings.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fluence {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    new = verbs.add_parser("new", help="write a commented starter study")
+    new.add_argument("name", metavar="NAME", help="name of the study; NAME.yaml is written here")
+    new.set_defaults(act=_new)
+    check = verbs.add_parser("check", help="find every mistake in a study without running it")
+    check.add_argument("--explain", action="store_true", help="print every setting with its meaning, and stop")
+    _add_study(check, optional=True)
+    check.set_defaults(act=_check)
+    run = verbs.add_parser("run", help="run, or continue, a study on this machine")
+    _add_study(run)
+    run.add_argument("--processes", type=_count, metavar="N", help="processes of each training (default: 1)")
+    run.add_argument("--jobs", type=_count, metavar="N", help="tasks at once (default: as cores or GPUs allow)")
+    run.add_argument("--strict", action="store_true", help="take any unusable or duplicate image for an error")
+    run.add_argument("--checkpoint-interval", type=_seconds, default=300.0, metavar="SECONDS", help="default: 300")
+    run.set_defaults(act=_run)
+    status = verbs.add_parser("status", help="show how far each task is, and why")
+    _add_study(status)
+    status.add_argument("--json", action="store_true", help="for programs")
+    status.set_defaults(act=_status)
+    report = verbs.add_parser("report", help="analyse and report whatever is done, and name what is missing")
+    _add_study(report)
+    report.set_defaults(act=_report)
+    return parser
+
+
+def _add_study(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    parser.add_argument("study", metavar="STUDY", type=Path, nargs="?" if optional else None, help="the study file")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: results/NAME)")
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="NAME=FOLDER", help="folder of a data set, instead of its root"
+    )
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return number
+
+
+def _load(given: argparse.Namespace) -> tuple[Study, Layout]:
+    from fluence.studyfile import load_study
+
+    roots = {}
+    for pair in given.data:
+        name, equals, folder = pair.partition("=")
+        if not equals or not folder:
+            raise StudyError(f"--data {pair}: write NAME=FOLDER, for example --data faces=/data/faces")
+        roots[name] = folder
+    study = load_study(given.study, roots)
+    base = Path(os.environ.get("FLUENCE_OUTPUT", "results"))
+    return study, Layout((given.output or base / study.name).absolute())
+
+
+def _new(given: argparse.Namespace) -> int:
+    from jobs.starter import write_starter
+
+    path = write_starter(given.name, Path.cwd())
+    print(f"wrote {path.name}; edit it, then type: fluence check {path.name}")
+    return 0
+
+
+def _check(given: argparse.Namespace) -> int:
+    if given.explain:
+        from jobs.explain import explain
+
+        print(explain())
+        return 0
+    if given.study is None:
+        raise StudyError("which study? type: fluence check STUDY.yaml, or: fluence check --explain")
+    from jobs.check import check
+
+    report = check(*_load(given))
+    print(report)
+    return 2 if report.has_errors else 0
+
+
+def _run(given: argparse.Namespace) -> int:
+    from jobs.plan import plan
+    from jobs.pool import Machine, Pool
+    from jobs.snapshot import take_snapshot
+    from jobs.status import locked
+    from jobs.tasks import Execution
+
+    study, layout = _load(given)
+    snapshot = take_snapshot(study, layout)
+    with locked(layout):
+        machine = Machine.detect(given.processes, given.jobs)
+        _keep_study(given.study, layout)
+        _say_plan(plan(snapshot.tasks, layout, retry=True))
+        _forget_failures(snapshot, layout)
+        execution = Execution(given.checkpoint_interval, machine.cores, given.strict)
+        try:
+            planned = Pool(snapshot, layout, machine, execution, say=_say).run()
+        except KeyboardInterrupt:
+            _say("stopped; what is done is kept, and the same command continues")
+            return 130
+    return _say_end(planned, layout)
+
+
+def _keep_study(path: Path, layout: Layout) -> None:
+    from fluence.store.files import write_text
+
+    write_text(layout.study, path.read_text(encoding="utf-8"))
+
+
+def _forget_failures(snapshot: Snapshot, layout: Layout) -> None:
+    from jobs.plan import plan
+
+    for entry in plan(snapshot.tasks, layout):
+        if entry.state == "failed":
+            layout.outcome(entry.task.stage, entry.task.name).unlink()
+
+
+def _say(line: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def _say_plan(planned: tuple[Planned, ...]) -> None:
+    """Says of each task whether it runs, and why or why not; what is done is summed up if anything is left to do."""
+    to_do = [entry for entry in planned if entry.to_do]
+    for entry in planned:
+        if entry.to_do or not to_do:
+            word = "to do" if entry.to_do else entry.state
+            _say(f"{word:<8} {entry.task.label}: {entry.reason.splitlines()[0]}")
+    _say(f"{len(to_do)} of {len(planned)} tasks to do" if to_do else "nothing to do")
+
+
+def _say_end(planned: tuple[Planned, ...], layout: Layout) -> int:
+    failed = [entry for entry in planned if entry.state in ("failed", "blocked", "ready", "waiting")]
+    causes = [entry for entry in failed if entry.state == "failed"]
+    for entry in causes:
+        _say(f"failed   {entry.task.label}: {entry.reason}")
+        _say(f"         log: {layout.log(entry.task.stage, entry.task.name)}")
+    if layout.report_page.exists():
+        _say(f"report   {layout.report_page}")
+    return 1 if causes else 0
+
+
+def _status(given: argparse.Namespace) -> int:
+    from jobs.plan import plan
+    from jobs.snapshot import take_snapshot
+    from jobs.status import state_rows, status_table
+
+    study, layout = _load(given)
+    rows = state_rows(plan(take_snapshot(study, layout).tasks, layout), layout)
+    print(json.dumps(rows, indent=1) if given.json else status_table(rows, study.name, layout.root))
+    return 0
+
+
+def _report(given: argparse.Namespace) -> int:
+    from jobs.snapshot import take_snapshot
+    from jobs.status import locked
+    from jobs.tasks import Execution, task_command
+
+    study, layout = _load(given)
+    with locked(layout):
+        snapshot = take_snapshot(study, layout).save(layout)
+        for stage in ("analyse", "report"):
+            code = subprocess.run(task_command(snapshot, stage, "study", Execution()), check=False).returncode
+            if code:
+                return code
+    print(f"report   {layout.report_page}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `fluence`.
+
+    Returns:
+        0 done, 1 a task failed, 2 wrong usage or study, 130 stopped by Ctrl-C.
+    """
+    given = _parser().parse_args(arguments)
+    act: Callable[[argparse.Namespace], int] = given.act
+    try:
+        return act(given)
+    except FluenceError as error:
+        print(f"fluence: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("fluence: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""The stages, as a tuple you can read: what each one is made from, and which part of the study it may see."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fluence.layout import Layout, Run
+from fluence.study import Study
+
+Section = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One arrow of the data flow.
+
+    Attributes:
+        name: the word for it everywhere.
+        each: what there is one task of: a data set, a run, or the study.
+        version: raised when the stage computes other numbers from the same settings.
+        uses_gpu: whether it runs on a GPU where there is one.
+        needs: the stages that a task of this one reads, in words of `each`.
+    """
+
+    name: str
+    each: Literal["dataset", "run", "study"]
+    version: int
+    uses_gpu: bool
+    needs: tuple[str, ...]
+
+
+STAGES = (
+    Stage("pack", each="dataset", version=1, uses_gpu=False, needs=()),
+    Stage("train", each="run", version=1, uses_gpu=True, needs=("pack",)),
+    Stage("extract", each="run", version=1, uses_gpu=True, needs=("pack", "train")),
+    Stage("measure", each="run", version=1, uses_gpu=False, needs=("extract",)),
+    Stage("analyse", each="study", version=1, uses_gpu=False, needs=("pack", "measure")),
+    Stage("report", each="study", version=1, uses_gpu=False, needs=("analyse",)),
+)
+STAGE = {stage.name: stage for stage in STAGES}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a stage.
+
+    Attributes:
+        stage: name of the stage.
+        name: name of the data set, id of the run, or `study`.
+        key: hash of everything that determines the result.
+        section: the part of the study that the task sees.
+        needs: the tasks whose results it reads, by `id`.
+        run: the run it belongs to, if any.
+    """
+
+    stage: str
+    name: str
+    key: str
+    section: Section
+    needs: tuple[str, ...] = ()
+    run: Run | None = None
+
+    @property
+    def id(self) -> str:
+        """For example `train/small-all-s0-1a2b3c4d`."""
+        return f"{self.stage}/{self.name}"
+
+    @property
+    def label(self) -> str:
+        """The id without the hash."""
+        return f"{self.stage} {self.run.label if self.run else self.name}"
+
+
+def output_of(task: Task, layout: Layout) -> Path:
+    """The artifact of a task."""
+    paths: dict[str, Callable[[str], Path]] = {
+        "pack": layout.packed,
+        "train": layout.weights,
+        "extract": layout.activations,
+        "measure": layout.metrics,
+        "analyse": lambda _: layout.statistics,
+        "report": lambda _: layout.report_page,
+    }
+    return paths[task.stage](task.name)
+
+
+def tasks_of(study: Study, fingerprints: Mapping[str, str]) -> tuple[Task, ...]:
+    """Every task of a study, each after the tasks it needs.
+
+    Args:
+        study: the study.
+        fingerprints: for each data set in use, the hash of what lies on disk.
+    """
+    packs = {name: _pack(study, name, fingerprints[name]) for name in datasets_in_use(study)}
+    tasks = list(packs.values())
+    for model in study.model_names:
+        for group in study.grid.groups:
+            for seed in study.grid.seeds:
+                tasks += _run_tasks(study, packs, model, group, seed)
+    measures = tuple(task for task in tasks if task.stage == "measure")
+    analyse = _task("analyse", "study", _analysis_section(study), (packs[study.data.rated], *measures))
+    report = _task("report", "study", study.model_dump(mode="json"), (analyse,))
+    return (*tasks, analyse, report)
+
+
+def datasets_in_use(study: Study) -> tuple[str, ...]:
+    """The data sets that a study reads, without those it only mentions."""
+    return tuple(dict.fromkeys((study.data.training, study.data.rated)))
+
+
+def _run_tasks(study: Study, packs: Mapping[str, Task], model: str, group: str, seed: int) -> list[Task]:
+    trained_on, rated = packs[study.data.training], packs[study.data.rated]
+    section = _train_section(study, model, group, seed)
+    key = _key("train", section, (trained_on,))
+    run = Run(model, group, seed, f"{model}-{group}-s{seed}-{key[:8]}")
+    train = _task("train", run.id, section, (trained_on,), run)
+    record = {"record": study.record.model_dump(mode="json")}
+    extract = _task("extract", run.id, record, (train, rated, trained_on), run)
+    epsilon = {"epsilon": study.analysis.epsilon.model_dump(mode="json")}
+    return [train, extract, _task("measure", run.id, epsilon, (extract,), run)]
+
+
+def _pack(study: Study, name: str, fingerprint: str) -> Task:
+    return _task("pack", name, {**pack_section(study, name), "fingerprint": fingerprint}, ())
+
+
+def pack_section(study: Study, dataset: str) -> Section:
+    """What of the study determines a packed data set, besides the files on disk. Where they lie does not matter."""
+    data = study.data
+    return {
+        "dataset": data.datasets[dataset].model_dump(mode="json", exclude={"root", "redistribute"}),
+        "image_size_px": data.image_size_px,
+        "fit": data.fit,
+        "group_by": list(data.group_by),
+        "score": data.score,
+    }
+
+
+def _train_section(study: Study, model: str, group: str, seed: int) -> Section:
+    return {
+        "model": study.models[model].model_dump(mode="json", exclude={"training"}),
+        "training": study.training_of(model).model_dump(mode="json"),
+        "group": group,
+        "seed": seed,
+        "min_group_size": study.data.min_group_size,
+    }
+
+
+def _analysis_section(study: Study) -> Section:
+    data = study.data.model_dump(mode="json", include={"training", "rated", "score", "group_by"})
+    return {"data": data, "analysis": study.analysis.model_dump(mode="json")}
+
+
+def _task(stage: str, name: str, section: Section, needs: tuple[Task, ...], run: Run | None = None) -> Task:
+    unique = tuple({task.id: task for task in needs}.values())
+    return Task(stage, name, _key(stage, section, unique), section, tuple(task.id for task in unique), run)
+
+
+def _key(stage: str, section: Section, needs: tuple[Task, ...]) -> str:
+    made_from = {"stage": stage, "version": STAGE[stage].version, "section": section, "needs": [t.key for t in needs]}
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,247 @@
+"""The local way of running a study: a bounded pool of processes on this machine, one per rank of a task."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from tqdm import tqdm
+
+from fluence.layout import Layout
+from fluence.store.files import explained
+from fluence.store.outcome import Outcome, read_progress, write_outcome
+from jobs.pipeline import STAGE, Task
+from jobs.plan import Planned, plan
+from jobs.snapshot import Snapshot
+from jobs.tasks import EXIT_INTERRUPTED, Execution, task_command
+
+_POLL_S = 0.1
+_PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the pool may use.
+
+    Attributes:
+        cores: CPU cores.
+        gpus: their numbers, as in CUDA_VISIBLE_DEVICES.
+        processes: ranks of one training.
+        jobs: tasks that run at the same time.
+    """
+
+    cores: int
+    gpus: tuple[str, ...]
+    processes: int
+    jobs: int
+
+    @classmethod
+    def detect(cls, processes: int | None, jobs: int | None) -> Machine:
+        """This machine; by default a training takes one process, and tasks share the cores or GPUs evenly."""
+        cores, gpus = len(os.sched_getaffinity(0)), _gpus()
+        processes = processes or 1
+        places = len(gpus) if gpus else cores
+        return cls(cores, gpus, processes, jobs or max(1, places // processes))
+
+    def ranks(self, task: Task) -> int:
+        """Number of processes of a task."""
+        return self.processes if task.stage == "train" else 1
+
+    def threads(self, ranks: int) -> int:
+        """Threads of each process; the same whatever else runs, since their number can change the last bit."""
+        return max(1, self.cores // (self.jobs * ranks))
+
+
+def _gpus() -> tuple[str, ...]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(number for number in visible.split(",") if number.strip() not in ("", "-1"))
+    devices = Path("/dev").glob("nvidia[0-9]*")
+    return tuple(sorted(device.name.removeprefix("nvidia") for device in devices))
+
+
+class _Running:
+    """The processes of one task."""
+
+    def __init__(self, task: Task, machine: Machine, gpus: tuple[str, ...], command: list[str], log: Path) -> None:
+        self.task, self.gpus = task, gpus
+        self.started = time.time()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log: IO[bytes] = log.open("ab")
+        ranks = machine.ranks(task)
+        port = _free_port() if ranks > 1 else 0
+        self._ranks = [self._start(command, rank, ranks, port, machine) for rank in range(ranks)]
+        self._ended_at: float | None = None
+
+    def _start(self, command: list[str], rank: int, ranks: int, port: int, machine: Machine) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(machine.threads(ranks)),
+            "PYTHONUNBUFFERED": "1",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        if machine.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
+        log = self._log
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+
+    def poll(self) -> int | None:
+        """The exit code of the task when all its ranks have ended; a rank that dies takes the others along."""
+        codes = [process.poll() for process in self._ranks]
+        if any(code not in (None, 0, EXIT_INTERRUPTED) for code in codes):
+            self._ended_at = self._ended_at or time.time()
+            if time.time() - self._ended_at > 2:
+                self.signal(signal.SIGKILL)
+        if None in codes:
+            return None
+        self._log.close()
+        return next((code for code in codes if code), 0)
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to every process of the task and to those they have started."""
+        for process in self._ranks:
+            if process.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+
+
+class Pool:
+    """Runs every task of a study that has to run, as many at a time as the machine bears.
+
+    Args:
+        snapshot: the study as it was planned.
+        layout: the study's folder.
+        machine: what may be used.
+        execution: settings that change no result.
+        say: called with one line about each task that starts or ends.
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, layout: Layout, machine: Machine, execution: Execution, say: Callable[[str], None]
+    ) -> None:
+        self._tasks, self._layout, self._machine = snapshot.tasks, layout, machine
+        self._snapshot = snapshot.save(layout)
+        self._execution, self._say = execution, say
+        self._running: list[_Running] = []
+        self._free_gpus = list(machine.gpus)
+        self._stopped = False
+
+    def run(self) -> tuple[Planned, ...]:
+        """Runs until nothing is left to do or Ctrl-C; returns the final plan.
+
+        Raises:
+            KeyboardInterrupt: the user asked to stop; every process has ended, and what was done is kept.
+        """
+        with self._interruptible():
+            bar = tqdm(unit="task", disable=None, leave=False, dynamic_ncols=True)
+            planned = plan(self._tasks, self._layout)
+            bar.total = sum(entry.to_do for entry in planned)
+            while True:
+                if not self._stopped:
+                    self._start_ready(planned)
+                if not self._running:
+                    break
+                time.sleep(_POLL_S)
+                if self._collect():
+                    planned = plan(self._tasks, self._layout)
+                    bar.n = bar.total - sum(entry.to_do for entry in planned)
+                bar.set_postfix_str(self._activity(), refresh=True)
+            bar.close()
+        if self._stopped:
+            raise KeyboardInterrupt
+        return planned
+
+    def _start_ready(self, planned: tuple[Planned, ...]) -> None:
+        busy = {running.task.id for running in self._running}
+        for entry in planned:
+            if len(self._running) >= self._machine.jobs:
+                return
+            if entry.state == "ready" and entry.task.id not in busy and self._has_room(entry.task):
+                self._start(entry.task)
+
+    def _has_room(self, task: Task) -> bool:
+        return not self._wants_gpus(task) or len(self._free_gpus) >= self._wants_gpus(task)
+
+    def _wants_gpus(self, task: Task) -> int:
+        return min(self._machine.ranks(task), len(self._machine.gpus)) if STAGE[task.stage].uses_gpu else 0
+
+    def _start(self, task: Task) -> None:
+        gpus = tuple(self._free_gpus.pop(0) for _ in range(self._wants_gpus(task)))
+        command = task_command(self._snapshot, task.stage, task.name, self._execution)
+        log = self._layout.log(task.stage, task.name)
+        with explained(log):
+            self._running.append(_Running(task, self._machine, gpus, command, log))
+        self._say(f"start  {task.label}")
+
+    def _collect(self) -> bool:
+        """Takes note of the tasks that have ended; True if there were any."""
+        ended = [(running, code) for running in self._running if (code := running.poll()) is not None]
+        for running, code in ended:
+            self._running.remove(running)
+            self._free_gpus += running.gpus
+            self._note_end(running, code)
+        return bool(ended)
+
+    def _note_end(self, running: _Running, code: int) -> None:
+        task, seconds = running.task, time.time() - running.started
+        path = self._layout.outcome(task.stage, task.name)
+        if code < 0 and not self._stopped:
+            reason = f"ended by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -9 else "")
+            write_outcome(path, Outcome("failed", task.key, reason, task.section))
+        if code == EXIT_INTERRUPTED or self._stopped:
+            self._say(f"paused {task.label}")
+            return
+        state = next(entry for entry in plan(self._tasks, self._layout) if entry.task.id == task.id)
+        reason = "" if state.state == "done" else f": {state.reason}"
+        log = f" (log: {self._layout.log(task.stage, task.name)})" if state.state == "failed" else ""
+        self._say(f"{state.state:<6} {task.label} in {seconds:.0f} s{reason}{log}")
+
+    def _activity(self) -> str:
+        texts = []
+        for running in self._running:
+            progress = read_progress(self._layout.progress(running.task.stage, running.task.name), running.task.key)
+            texts.append(f"{running.task.label} {progress.text if progress else ''}".strip())
+        return " · ".join(texts)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C asks every task to save its state and end, and insists after some seconds."""
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for running in self._running:
+                running.signal(signal.SIGKILL)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        insist = signal.SIGKILL if self._stopped else signal.SIGTERM
+        self._stopped = True
+        for running in self._running:
+            running.signal(insist)
+        if insist == signal.SIGTERM:
+            signal.signal(signal.SIGALRM, lambda *_: [running.signal(signal.SIGKILL) for running in self._running])
+            signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,251 @@
+"""One task, run in this process: what each stage calls, and how its end is written down.
+
+`python -m jobs.tasks SNAPSHOT STAGE NAME` is what every way of running a study starts, once per rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluence.errors import Diverged, FluenceError, Interrupted, Skipped
+from fluence.layout import Layout
+from fluence.store.outcome import Outcome, Status, provenance, write_outcome
+from fluence.study import Study
+from jobs.pipeline import Task
+from jobs.plan import plan, run_rows
+from jobs.snapshot import Snapshot
+
+EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 0, 1, 2, 75
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Settings of one execution that change how fast it goes, never what comes out.
+
+    Attributes:
+        checkpoint_interval_s: seconds between two checkpoints.
+        num_workers: processes that decode images.
+        strict: whether an unusable image is an error.
+    """
+
+    checkpoint_interval_s: float = 300.0
+    num_workers: int = 1
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage's body is given besides its task."""
+
+    study: Study
+    layout: Layout
+    tasks: tuple[Task, ...]
+    execution: Execution
+    stop: Callable[[], bool]
+
+
+class StopFlag:
+    """Set by SIGINT, SIGTERM and SIGUSR2.
+
+    A task that keeps checkpoints asks the flag and chooses the moment; any other is interrupted where it stands, and
+    its unfinished files are removed.
+
+    Args:
+        polled: whether the task asks.
+    """
+
+    def __init__(self, polled: bool) -> None:
+        self._set, self._polled = False, polled
+
+    def __call__(self) -> bool:
+        return self._set
+
+    def install(self) -> None:
+        """Catches the signals."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._handle)
+
+    def _handle(self, *_: object) -> None:
+        if not self._polled and not self._set:
+            self._set = True
+            raise Interrupted("stopped; it starts again from its beginning")
+        self._set = True
+
+
+def run_task(snapshot: Path, stage: str, name: str, execution: Execution, stop: Callable[[], bool]) -> int:
+    """Runs one task of a study, and writes its outcome if this is rank 0.
+
+    Args:
+        snapshot: the study as it was planned.
+        stage: name of the stage.
+        name: name of the task within the stage.
+        execution: settings that change no result.
+        stop: asked again and again; when it answers True, the task saves its state and ends.
+
+    Returns:
+        The exit code: 0 ended with an outcome that is no failure, 1 failed, 75 interrupted and to be started again.
+    """
+    started = time.time()
+    taken, layout = Snapshot.load(snapshot), Layout(snapshot.parents[2])
+    tasks = taken.tasks
+    task = next(p.task for p in plan(tasks, layout) if p.task.id == f"{stage}/{name}")
+    context = Context(taken.study, layout, tasks, execution, stop)
+    try:
+        reason = BODIES[stage](task, context)
+        outcome = _outcome(task, "done", reason or "", started, tasks)
+    except Interrupted as interruption:
+        print(interruption, flush=True)
+        return EXIT_INTERRUPTED
+    except FluenceError as error:
+        outcome = _outcome(task, _status(error), str(error), started, tasks)
+    except Exception as error:
+        traceback.print_exc()
+        outcome = _outcome(task, "failed", f"{type(error).__name__}: {error}", started, tasks)
+    print(f"{task.label}: {outcome.status}{': ' + outcome.reason if outcome.reason else ''}", flush=True)
+    if os.environ.get("RANK", "0") == "0":
+        write_outcome(layout.outcome(stage, name), outcome)
+    return EXIT_FAILED if outcome.status == "failed" else EXIT_DONE
+
+
+def _status(error: FluenceError) -> Status:
+    return "skipped" if isinstance(error, Skipped) else "diverged" if isinstance(error, Diverged) else "failed"
+
+
+def _outcome(task: Task, status: Status, reason: str, started: float, tasks: tuple[Task, ...]) -> Outcome:
+    keys = {other.id: other.key for other in tasks}
+    inputs = {need: keys[need] for need in task.needs}
+    return Outcome(status, task.key, reason, task.section, provenance(started, inputs))
+
+
+def _pack(task: Task, context: Context) -> str:
+    from fluence.data.pack import pack
+
+    dataset = context.study.data.datasets[task.name]
+    summary = pack(
+        dataset,
+        context.study.data,
+        context.layout.packed(task.name),
+        strict=context.execution.strict,
+        num_workers=context.execution.num_workers,
+        attributes={"key": task.key, "dataset": task.name},
+    )
+    return "; ".join(summary.lines)
+
+
+def _train(task: Task, context: Context) -> str:
+    from fluence.training import TrainSpec, train
+
+    assert task.run is not None
+    study, layout, run = context.study, context.layout, task.run
+    spec = TrainSpec(
+        model=study.models[run.model],
+        training=study.training_of(run.model),
+        run=run,
+        layout=layout,
+        packed=layout.packed(study.data.training),
+        min_group_size=study.data.min_group_size,
+        key=task.key,
+    )
+    summary = train(spec, stop=context.stop, checkpoint_interval_s=context.execution.checkpoint_interval_s, quiet=True)
+    return summary.line
+
+
+def _extract(task: Task, context: Context) -> str:
+    from fluence.activations import ExtractSpec, extract
+
+    assert task.run is not None
+    study, layout = context.study, context.layout
+    spec = ExtractSpec(
+        model=study.models[task.run.model],
+        record=study.record,
+        run=task.run,
+        layout=layout,
+        rated=layout.packed(study.data.rated),
+        training=layout.packed(study.data.training),
+        group_by=study.data.group_by,
+        validation_fraction=study.training_of(task.run.model).validation_fraction,
+        key=task.key,
+    )
+    extract(spec, stop=context.stop)
+    return ""
+
+
+def _measure(task: Task, context: Context) -> str:
+    from analysis.measure import measure
+
+    epsilon, layout = context.study.analysis.epsilon, context.layout
+    measure(layout.activations(task.name), layout.metrics(task.name), epsilon, key=task.key)
+    return ""
+
+
+def _analyse(_: Task, context: Context) -> str:
+    from analysis.analyse import analyse
+
+    analyse(context.study, context.layout, run_rows(plan(context.tasks, context.layout)))
+    return ""
+
+
+def _report(_: Task, context: Context) -> str:
+    from analysis.report import write_report
+
+    write_report(context.study, context.layout, run_rows(plan(context.tasks, context.layout)))
+    return ""
+
+
+BODIES: dict[str, Callable[[Task, Context], str]] = {
+    "pack": _pack,
+    "train": _train,
+    "extract": _extract,
+    "measure": _measure,
+    "analyse": _analyse,
+    "report": _report,
+}
+POLLED = ("train", "extract")
+
+
+def _end_with_parent() -> None:
+    """Asks Linux for a SIGTERM when the process that started this one is gone, however it went."""
+    with contextlib.suppress(OSError, AttributeError):  # not Linux: an orphan finishes its task, which does no harm
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def task_command(snapshot: Path, stage: str, name: str, execution: Execution) -> list[str]:
+    """The command line that runs one rank of a task."""
+    command = [sys.executable, "-m", "jobs.tasks", str(snapshot), stage, name]
+    command += ["--checkpoint-interval", str(execution.checkpoint_interval_s), "--workers", str(execution.num_workers)]
+    return [*command, "--strict"] if execution.strict else command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of one rank of one task."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.tasks", description=__doc__)
+    parser.add_argument("snapshot", type=Path)
+    parser.add_argument("stage", choices=list(BODIES))
+    parser.add_argument("name")
+    parser.add_argument("--checkpoint-interval", type=float, default=Execution.checkpoint_interval_s, metavar="SECONDS")
+    parser.add_argument("--workers", type=int, default=Execution.num_workers)
+    parser.add_argument("--strict", action="store_true")
+    given = parser.parse_args(arguments)
+    _end_with_parent()
+    stop = StopFlag(polled=given.stage in POLLED)
+    stop.install()
+    execution = Execution(given.checkpoint_interval, given.workers, given.strict)
+    try:
+        return run_task(given.snapshot, given.stage, given.name, execution, stop)
+    except FluenceError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
