@@ -1,0 +1,43 @@
+"""Losses: pure functions, one term each, and the objective that adds them up.
+
+Importing this package does not import torch, so that `fluence check` can use `fluence.losses.weights`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fluence.losses.objective import Objective, effective_beta, per_image_errors
+    from fluence.losses.reconstruction import Lpips, l1, l2, ssim, ssim_loss
+    from fluence.losses.regularizers import kl_to_standard_normal
+
+_HOME = {
+    "Objective": "objective",
+    "effective_beta": "objective",
+    "per_image_errors": "objective",
+    "Lpips": "reconstruction",
+    "l1": "reconstruction",
+    "l2": "reconstruction",
+    "ssim": "reconstruction",
+    "ssim_loss": "reconstruction",
+    "kl_to_standard_normal": "regularizers",
+}
+__all__ = [
+    "Lpips",
+    "Objective",
+    "effective_beta",
+    "kl_to_standard_normal",
+    "l1",
+    "l2",
+    "per_image_errors",
+    "ssim",
+    "ssim_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

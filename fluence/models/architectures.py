@@ -1,0 +1,117 @@
+"""What the architectures consist of: names, channels and strides, as plain tables without torch.
+
+`fluence check` reads them on machines that have no time for torch; `fluence.models.encoders` and
+`fluence.models.decoders` build networks from them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fluence.errors import StudyError
+
+LATENT_LAYER = "mu"
+"""Name under which the means of the latent distribution are recorded."""
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """One 3 × 3 convolution of an encoder, and its ReLU.
+
+    Attributes:
+        name: the name under which the layer is recorded.
+        channels: number of output channels at width 1.
+        stride: 2 halves the map.
+        pool: whether a 2 × 2 max-pooling follows the ReLU. What is recorded is the map before it.
+    """
+
+    name: str
+    channels: int
+    stride: int = 1
+    pool: bool = False
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An encoder, and the output channels of each layer of the decoder but the last, which has three."""
+
+    encoder: tuple[ConvLayer, ...]
+    decoder: tuple[int, ...]
+
+    @property
+    def reduction(self) -> int:
+        """By how much the encoder reduces the side of an image: its strides and poolings multiplied."""
+        factor = 1
+        for layer in self.encoder:
+            factor *= layer.stride * (2 if layer.pool else 1)
+        return factor
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of all layers that can be recorded, in the order of the forward pass."""
+        return (*(layer.name for layer in self.encoder), LATENT_LAYER)
+
+
+def _vgg(blocks: Sequence[Sequence[int]]) -> tuple[ConvLayer, ...]:
+    return tuple(
+        ConvLayer(f"conv{i}_{j}", channels, pool=j == len(block))
+        for i, block in enumerate(blocks, start=1)
+        for j, channels in enumerate(block, start=1)
+    )
+
+
+SMALL = tuple(ConvLayer(f"conv{i}", channels, stride=2) for i, channels in enumerate((32, 64, 128, 256, 256), start=1))
+"""Five convolutions that each halve the map."""
+
+VGG16 = _vgg([[64] * 2, [128] * 2, [256] * 3, [512] * 3, [512] * 3])
+"""Configuration D. Source: Simonyan & Zisserman 2015, table 1, without the classifier."""
+
+ARCHITECTURES = {
+    "small": Architecture(encoder=SMALL, decoder=(256, 128, 64, 32)),
+    "vgg16-5": Architecture(encoder=VGG16, decoder=(512, 256, 128, 64)),
+}
+
+
+def scaled(channels: int, width: float) -> int:
+    """Number of channels at a width multiplier: a multiple of 4, and at least 4."""
+    return max(4, 4 * round(channels * width / 4))
+
+
+def check_image_size(architecture: str, image_size_px: int, norm: str = "none") -> None:
+    """Refuse an image size that the encoder's halvings do not divide, or that leaves nothing to normalise.
+
+    Raises:
+        StudyError: naming the nearest sizes that are allowed.
+    """
+    step = ARCHITECTURES[architecture].reduction
+    if image_size_px % step or image_size_px < step:
+        below = image_size_px // step * step
+        nearest = " or ".join(str(size) for size in (below, below + step) if size)
+        raise StudyError(
+            f"data.image_size_px: {image_size_px} is not a multiple of {step}, by which the encoder of "
+            f"{architecture!r} reduces the image; the nearest allowed: {nearest}"
+        )
+    if norm == "instance" and image_size_px == step:
+        raise StudyError(
+            f"models.*.norm: with images of {image_size_px} px the last map of {architecture!r} is a single "
+            f"position, of which instance normalisation leaves nothing; use norm `none` or `batch`, or "
+            f"data.image_size_px of at least {2 * step}"
+        )
+
+
+def check_layers(architecture: str, names: Sequence[str]) -> None:
+    """Refuse names of layers that an architecture has not.
+
+    Raises:
+        StudyError: with the likely name and all allowed names.
+    """
+    allowed = ARCHITECTURES[architecture].layer_names
+    for name in names:
+        if name not in allowed:
+            close = difflib.get_close_matches(name, allowed, n=1)
+            guess = f"did you mean {close[0]!r}? " if close else ""
+            raise StudyError(
+                f"record.layers: {architecture!r} has no layer {name!r}; {guess}Allowed: {', '.join(allowed)}"
+            )

@@ -1,0 +1,242 @@
+"""What every model must do, whatever its kind, architecture, latent and normalisation."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from fluence.errors import StudyError
+from fluence.models import ConvVae, build, record
+from fluence.models.architectures import ARCHITECTURES, LATENT_LAYER
+from fluence.models.autoencoders import MODELS
+from fluence.models.encoders import LOGVAR_LIMIT
+from fluence.study import ConvLatent, DenseLatent, VaeModel
+
+LATENTS = {"conv": ConvLatent(channels=3), "dense": DenseLatent(kind="dense", size=7)}
+NORMS = ("none", "batch", "instance")
+SETTINGS = {
+    "-".join((kind, architecture, latent, norm)): VaeModel(
+        kind=kind, architecture=architecture, width=1 / 16, latent=LATENTS[latent], norm=norm
+    )
+    for kind, architecture, latent, norm in itertools.product(MODELS, ARCHITECTURES, LATENTS, NORMS)
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=SETTINGS)
+def settings(request) -> VaeModel:
+    return SETTINGS[request.param]
+
+
+def smallest_size_px(settings: VaeModel) -> int:
+    return 64 if settings.norm == "instance" else 32
+
+
+def some_images(size_px: int, count: int = 4, seed: int = 0) -> torch.Tensor:
+    """Smooth images [count, 3, size, size] in [0, 1]: noise at an eighth of the size, enlarged."""
+    coarse = torch.rand(count, 3, size_px // 8, size_px // 8, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, size=size_px, mode="bilinear")
+
+
+def some_noise(model: ConvVae, count: int = 4, seed: int = 1) -> torch.Tensor:
+    return torch.randn(count, *model.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def built(settings: VaeModel, seed: int = 0) -> tuple[ConvVae, torch.Tensor]:
+    size_px = smallest_size_px(settings)
+    return build(settings, size_px, seed), some_images(size_px)
+
+
+def loss_of(output, images: torch.Tensor) -> torch.Tensor:
+    kl = 0.5 * (output.mu**2 + output.logvar.exp() - 1 - output.logvar)
+    return ((output.reconstruction - images) ** 2).sum() / len(images) + kl.sum() / len(images)
+
+
+def test_shapes_and_range(settings):
+    model, images = built(settings)
+    output = model(images, some_noise(model))
+    assert output.reconstruction.shape == images.shape
+    assert output.mu.shape == output.logvar.shape == output.z.shape == (4, *model.latent_shape)
+    assert output.reconstruction.min() >= 0
+    assert output.reconstruction.max() <= 1
+
+
+def test_gradients_reach_every_parameter(settings):
+    model, images = built(settings)
+    loss_of(model(images, some_noise(model)), images).backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_recordable_layers_are_complete_in_order_and_of_their_shapes(settings):
+    model, images = built(settings)
+    seen = []
+    for name, module in model.encoder.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda *_, name=name: seen.append(name.removesuffix(".conv")))
+    with record(model, "encoder", "post") as recorder:
+        model(images)
+    assert [info.name for info in model.recordable] == [*seen, LATENT_LAYER] == list(recorder.values)
+    assert {info.name: info.shape for info in model.recordable} == {
+        name: tuple(value.shape[1:]) for name, value in recorder.values.items()
+    }
+    assert [info.kind for info in model.recordable] == ["conv"] * len(seen) + ["latent"]
+    assert ARCHITECTURES[settings.architecture].layer_names == tuple(recorder.values)
+
+
+def test_state_dict_round_trip(settings, tmp_path):
+    model, images = built(settings)
+    model(images, some_noise(model))  # moves the running statistics, if there are any
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    other = build(settings, smallest_size_px(settings), seed=1)
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    assert torch.equal(other.eval()(images).reconstruction, model.eval()(images).reconstruction)
+
+
+def test_eval_is_deterministic_and_the_latent_is_its_mean(settings):
+    """Mistakes: a latent that is sampled in eval mode; error from one random z."""
+    model, images = built(settings)
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first, second = model(images, some_noise(model)), model(images, None)
+    assert torch.equal(first.z, first.mu)
+    assert torch.equal(first.reconstruction, second.reconstruction)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_eval_takes_each_image_by_itself(settings):
+    """Mistake: metrics computed in train mode, where an image's values depend on its batch."""
+    model, images = built(settings)
+    model.eval()
+    torch.testing.assert_close(model(images).mu[2:3], model(images[2:3]).mu, rtol=1e-4, atol=1e-5)
+
+
+def test_training_draws_the_latent_from_the_noise_it_is_given(settings):
+    model, images = built(settings)
+    noise = some_noise(model)
+    output = model(images, noise)
+    torch.testing.assert_close(output.z, output.mu + torch.sqrt(output.logvar.exp()) * noise)
+    assert torch.equal(model(images, None).z, model(images, None).mu)
+
+
+def test_no_nan_in_fifty_steps(settings):
+    model, images = built(settings)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(50):
+        optimizer.zero_grad()
+        loss = loss_of(model(images, some_noise(model, seed=step)), images)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e4)
+        optimizer.step()
+        assert torch.isfinite(loss)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    assert torch.isfinite(model.eval()(images).reconstruction).all()
+
+
+def test_same_seed_same_bits_and_global_random_numbers_stay(settings):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = built(settings, seed=3)[0].state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    second, other = built(settings, seed=3)[0].state_dict(), built(settings, seed=4)[0].state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    conv = f"encoder.{ARCHITECTURES[settings.architecture].layer_names[0]}.conv.weight"
+    assert not torch.equal(first[conv], other[conv])
+
+
+def test_latent_means_and_variances_do_not_pass_a_relu(settings):
+    """Mistake: μ, σ or z passed through ReLU."""
+    model, images = built(settings)
+    torch.nn.init.normal_(next(model.posterior.logvar.parameters()), std=1.0)
+    output = model(images, some_noise(model))
+    for value in (output.mu, output.logvar, output.z):
+        assert (value < 0).any()
+        assert (value > 0).any()
+
+
+def test_logvar_is_limited_and_keeps_a_gradient(settings):
+    model, images = built(settings)
+    bias = next(p for n, p in model.posterior.logvar.named_parameters() if n.endswith("bias"))
+    torch.nn.init.constant_(bias, 40.0)
+    logvar = model(images).logvar
+    assert logvar.max() <= LOGVAR_LIMIT
+    assert logvar.min() > 0.99 * LOGVAR_LIMIT
+    logvar.sum().backward()
+    assert bias.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_loss_falls_from_scratch(architecture, norm):
+    settings = VaeModel(kind="vae", architecture=architecture, width=0.25, norm=norm)
+    model, images = build(settings, 32, 0), some_images(32, count=8).gt(0.5).float()
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), []
+    for step in range(50):
+        optimizer.zero_grad()
+        loss = loss_of(model(images, some_noise(model, 8, seed=step)), images)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e4)
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_width_multiplies_channels(architecture):
+    def channels(width: float) -> list[int]:
+        settings = VaeModel(kind="vae", architecture=architecture, width=width)
+        return [info.shape[0] for info in build(settings, 32, 0).recordable if info.kind == "conv"]
+
+    whole = channels(1)
+    assert channels(0.5) == [c // 2 for c in whole]
+    assert all(c % 4 == 0 for c in channels(0.37))
+    assert set(channels(0.001)) == {4}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("size_px", "nearest"), [(48, "32 or 64"), (20, "32"), (100, "96 or 128")])
+def test_image_sizes_that_cannot_be_halved_are_refused(architecture, size_px, nearest):
+    with pytest.raises(StudyError, match=f"{size_px} is not a multiple of 32.*nearest allowed: {nearest}$"):
+        build(VaeModel(kind="vae", architecture=architecture), size_px, 0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_instance_norm_of_a_single_position_is_refused(architecture):
+    with pytest.raises(StudyError, match="image_size_px of at least 64"):
+        build(VaeModel(kind="vae", architecture=architecture, norm="instance"), 32, 0)
+
+
+def test_channels_last_gives_the_same_numbers():
+    model = build(VaeModel(kind="vae", width=0.25), 64, 0).eval()
+    images = some_images(64)
+    expected = model(images).reconstruction
+    last = model.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(last.reconstruction, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_returns_float32():
+    model = build(VaeModel(kind="vae", width=0.25), 64, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(some_images(64), some_noise(model))
+    assert {value.dtype for value in output} == {torch.float32}
+
+
+def test_vgg16_has_thirteen_convolutions_of_the_paper():
+    infos = build(VaeModel(kind="vae", architecture="vgg16-5"), 32, 0).recordable
+    assert [(i.name, i.shape[:1]) for i in infos[:-1]] == [
+        ("conv1_1", (64,)), ("conv1_2", (64,)), ("conv2_1", (128,)), ("conv2_2", (128,)),
+        ("conv3_1", (256,)), ("conv3_2", (256,)), ("conv3_3", (256,)),
+        ("conv4_1", (512,)), ("conv4_2", (512,)), ("conv4_3", (512,)),
+        ("conv5_1", (512,)), ("conv5_2", (512,)), ("conv5_3", (512,)),
+    ]  # fmt: skip
+    assert infos[-2].shape == (512, 2, 2)
