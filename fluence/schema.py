@@ -81,7 +81,8 @@ def walk(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ..
 
 def allowed(node: Node) -> str:
     """What a setting may be: `a whole number, at least 1`."""
-    return " or ".join(_allowed_option(option) for option in options(node))
+    words = [_allowed_option(option) for option in options(node)]
+    return ("; or " if any("," in word for word in words) else " or ").join(words)
 
 
 def _allowed_option(node: Node) -> str:
@@ -91,7 +92,7 @@ def _allowed_option(node: Node) -> str:
         return f"a section with `{node['discriminator']['propertyName']}:` {_either(list(variants(node)))}"
     kind = node.get("type")
     if kind == "array":
-        return f"a list, each item {allowed(resolve(node['items']))}" + (", not empty" if node.get("minItems") else "")
+        return f"a list{' of at least one item' * ('minItems' in node)}, each {allowed(resolve(node['items']))}"
     if kind == "object":
         return _allowed_section(node)
     if kind == "string" and "pattern" in node:

@@ -290,7 +290,7 @@ def with_line(line: str, under: str = "training:\n") -> str:
         (
             "  group_by: sex",
             "data:\n",
-            'data.group_by: must be a list, each item text, not empty; found "sex" (write [sex])',
+            'data.group_by: must be a list of at least one item, each text; found "sex" (write [sex])',
         ),
         ("  fit: stretch", "data:\n", "data.fit: must be crop or pad"),
     ],

@@ -1,0 +1,202 @@
+"""What a study will cost on this machine, before anything is run: disk, arithmetic and hours.
+
+Disk is counted, arithmetic is counted on a network without memory (torch's `meta` device), and hours are the
+arithmetic over the speed of one convolution timed here: an order of magnitude and no promise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fluence.study import LpipsLoss, Study, VaeModel
+
+if TYPE_CHECKING:
+    import torch
+
+ALL = "all"
+_GIGA = 1e9
+_CHECKPOINTS_KEPT = 2
+_NUMBERS_PER_PARAMETER = 3  # itself, and the two moments of Adam
+_BACKWARD = 2  # a backward pass is two convolutions for each of the forward pass
+_CALIBRATION_S = 0.5
+
+_LPIPS_FLOPS_PER_PIXEL = {"alex": 26e3, "vgg": 610e3, "squeeze": 14e3}
+"""Forward pass of each trunk, from the published multiply-adds of one image of 224 × 224."""
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What one image costs in one model.
+
+    Attributes:
+        num_parameters: of the network.
+        num_units: recorded numbers per image, over all layers.
+        forward_gflops: arithmetic of a forward pass of one image.
+        training_gflops: the same for a training step, losses included.
+    """
+
+    num_parameters: int
+    num_units: int
+    forward_gflops: float
+    training_gflops: float
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What one run costs.
+
+    Attributes:
+        model: name of the model.
+        group: the group it learns from.
+        num_images: images of that group, for training and validation.
+        epochs: passes over them.
+        gflops: arithmetic of training and extraction.
+        hours: of training and extraction on this machine.
+    """
+
+    model: str
+    group: str
+    num_images: int
+    epochs: int
+    gflops: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a study costs.
+
+    Attributes:
+        disk_gb: gigabytes (1e9 bytes) by kind: packed, activations, checkpoints.
+        runs: every model × group that will be trained; each seed costs this once.
+        num_seeds: seeds of each.
+        gflops_per_s: speed of this machine.
+        device: `cpu`, or the GPU it was timed on.
+    """
+
+    disk_gb: Mapping[str, float]
+    runs: tuple[RunCost, ...]
+    num_seeds: int
+    gflops_per_s: float
+    device: str
+
+    @property
+    def total_gb(self) -> float:
+        """Gigabytes of everything."""
+        return sum(self.disk_gb.values())
+
+    @property
+    def total_hours(self) -> float:
+        """Hours of all runs one after the other."""
+        return self.num_seeds * sum(run.hours for run in self.runs)
+
+
+def estimate(
+    study: Study, num_training_images: Mapping[str, int], num_rated: int, gflops_per_s: float | None = None
+) -> Estimate:
+    """Estimates what a study costs.
+
+    Args:
+        study: the study.
+        num_training_images: images of the training set by group, and of `all`.
+        num_rated: rated images.
+        gflops_per_s: speed of the machine; timed if None.
+    """
+    device = "given"
+    if gflops_per_s is None:
+        gflops_per_s, device = measure_speed()
+    costs = {name: model_cost(study, study.models[name]) for name in study.model_names}
+    groups = [g for g in study.grid.groups if num_training_images.get(g, 0) >= study.data.min_group_size or g == ALL]
+    runs = tuple(
+        _run_cost(study, name, group, costs[name], num_training_images[group], num_rated, gflops_per_s)
+        for name in study.model_names
+        for group in groups
+    )
+    disk = _disk_gb(study, [costs[run.model] for run in runs], num_training_images[ALL], num_rated)
+    return Estimate(disk, runs, len(study.grid.seeds), gflops_per_s, device)
+
+
+def model_cost(study: Study, model: VaeModel) -> ModelCost:
+    """Counts parameters, recorded units and arithmetic of one model, without allocating it."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from fluence.models import build
+
+    size = study.data.image_size_px
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = build(model, size, seed=0)
+        network(torch.empty(1, 3, size, size))
+    recorded = study.record.layers
+    units = sum(layer.num_units for layer in network.recordable if recorded == "encoder" or layer.name in recorded)
+    forward = counter.get_total_flops() / _GIGA
+    return ModelCost(
+        num_parameters=sum(parameter.numel() for parameter in network.parameters()),
+        num_units=units,
+        forward_gflops=forward,
+        training_gflops=(1 + _BACKWARD) * forward + _loss_gflops(model, size),
+    )
+
+
+def _loss_gflops(model: VaeModel, image_size_px: int) -> float:
+    """LPIPS looks at the image and at its reconstruction, and goes back to the latter; other losses cost nothing."""
+    trunks = [_LPIPS_FLOPS_PER_PIXEL[term.net] for term in model.reconstruction if isinstance(term, LpipsLoss)]
+    return 3 * sum(trunks) * image_size_px**2 / _GIGA
+
+
+def _run_cost(
+    study: Study, model: str, group: str, cost: ModelCost, num_images: int, num_rated: int, gflops_per_s: float
+) -> RunCost:
+    training = study.training_of(model)
+    held_out = num_images * training.validation_fraction
+    epoch = (num_images - held_out) * cost.training_gflops + held_out * cost.forward_gflops
+    extraction = (num_rated + study.record.reference_images) * cost.forward_gflops
+    gflops = training.epochs * epoch + extraction
+    return RunCost(model, group, num_images, training.epochs, gflops, gflops / gflops_per_s / 3600)
+
+
+def _disk_gb(study: Study, costs: list[ModelCost], num_training: int, num_rated: int) -> dict[str, float]:
+    """Gigabytes by kind. `costs` has one entry per model × group."""
+    same = study.data.training == study.data.rated
+    num_packed = num_training if same else num_training + num_rated
+    num_recorded = num_rated + study.record.reference_images
+    units = sum(cost.num_units for cost in costs) * len(study.grid.seeds)
+    parameters = sum(cost.num_parameters for cost in costs) * len(study.grid.seeds)
+    return {
+        "packed": num_packed * study.data.image_size_px**2 * 3 / _GIGA,
+        "activations": units * num_recorded * 2 / _GIGA,
+        "checkpoints": parameters * 4 * (_CHECKPOINTS_KEPT * _NUMBERS_PER_PARAMETER + 1) / _GIGA,
+    }
+
+
+def measure_speed() -> tuple[float, str]:
+    """Times a convolution, forward and backward, for half a second.
+
+    Returns:
+        Gigaflops per second, and the name of the device.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    images, channels, side = (256 if cuda else 16), 64, 32
+    kernel = torch.ones(channels, channels, 3, 3, device=device, requires_grad=True)
+    values = torch.ones(images, channels, side, side, device=device, requires_grad=True)
+    flops = (1 + _BACKWARD) * 2 * images * side**2 * channels**2 * 9
+    _pass(kernel, values)  # the first one also warms up
+    started, passes = time.perf_counter(), 0
+    while passes < 3 or time.perf_counter() - started < _CALIBRATION_S:
+        _pass(kernel, values)
+        passes += 1
+    seconds = time.perf_counter() - started
+    return passes * flops / seconds / _GIGA, torch.cuda.get_device_name() if cuda else "cpu"
+
+
+def _pass(kernel: torch.Tensor, values: torch.Tensor) -> None:
+    import torch
+
+    gradient, _ = torch.autograd.grad(torch.nn.functional.conv2d(values, kernel, padding=1).sum(), (kernel, values))
+    gradient.sum().item()  # waits for the device

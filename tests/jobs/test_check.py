@@ -1,0 +1,297 @@
+"""`fluence check`: every finding, each on a study that is right but for one thing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from fluence.layout import Layout
+from fluence.losses.weights import IMAGENET_FILES
+from fluence.study import Study
+from jobs import check as check_module
+from jobs.check import Finding, Report, check
+
+GROUPS = (("asian", "female"), ("asian", "male"), ("black", "female"))
+
+
+@pytest.fixture(autouse=True)
+def _fixed_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine counts as one of 10 GFLOP/s; what timing it gives is tested in test_estimate."""
+    monkeypatch.setattr("jobs.estimate.measure_speed", lambda: (10.0, "cpu"))
+
+
+def write_faces(root: Path, num_images: int = 60, score: Callable[[int], str] = str) -> None:
+    (root / "photos").mkdir(parents=True)
+    lines = ["path,beauty,ethnicity,sex"]
+    for i in range(num_images):
+        (root / f"photos/{i}.png").write_bytes(b"checked by pack, not here")
+        lines.append(f"photos/{i}.png,{score(i)},{','.join(GROUPS[i % 3])}")
+    (root / "manifest.csv").write_text("\n".join(lines) + "\n")
+
+
+class Place(NamedTuple):
+    root: Path
+    layout: Layout
+
+    def check(self, *, strict: bool = False, data: dict[str, Any] | None = None, **changes: Any) -> Report:
+        mine = {"kind": "csv", "root": str(self.root)}
+        settings: dict[str, Any] = {
+            "name": "tiny",
+            "data": {"datasets": {"mine": mine}, "training": "mine", "rated": "mine", "image_size_px": 32}
+            | (data or {}),
+            "models": {"m": {"kind": "vae", "width": 0.25}},
+            "analysis": {"covariates": ["group", "luminance_mean"]},
+            "grid": {"groups": ["all", "asian-female"]},
+        }
+        return check(Study.model_validate(settings | changes), self.layout, strict=strict)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    write_faces(tmp_path / "faces")
+    return Place(tmp_path / "faces", Layout(tmp_path / "results" / "tiny"))
+
+
+def bad(report: Report) -> list[Finding]:
+    return [finding for finding in report.findings if finding.level != "ok"]
+
+
+def the_bad(report: Report) -> Finding:
+    (finding,) = bad(report)
+    return finding
+
+
+def found(report: Report, key: str) -> Finding:
+    return next(finding for finding in report.findings if finding.key == key)
+
+
+# ── A good study ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_study_without_mistakes(place: Place) -> None:
+    report = place.check()
+    assert not bad(report)
+    assert not report.has_errors
+    assert found(report, "data.datasets.mine").message == "60 images"
+    assert found(report, "data.score").message == "beauty: 60 of 60 images are rated, from 0 to 59"
+    assert found(report, "grid.groups").message == "asian-female: 20 training images"
+    assert found(report, "disk").message.startswith("about 0.0")
+    assert "for 2 runs one after the other" in found(report, "time").message
+    assert str(report).splitlines()[-1] == "0 errors, 0 warnings"
+
+
+def test_nothing_is_written(place: Place) -> None:
+    place.check()
+    assert not place.layout.root.parent.exists()
+
+
+def test_all_at_once(place: Place) -> None:
+    report = place.check(
+        data={"score": "beuty", "image_size_px": 33}, record={"lpips": {"weights": "/no/such/file.pth"}}
+    )
+    assert {finding.key for finding in bad(report)} >= {"data.datasets.mine", "data.image_size_px", "record.lpips"}
+    assert str(report).splitlines()[-1] == "3 errors, 0 warnings"
+
+
+# ── Data ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_root_that_does_not_exist(place: Place) -> None:
+    shutil.rmtree(place.root)
+    finding = the_bad(place.check())
+    assert (finding.level, finding.key) == ("error", "data.datasets.mine.root")
+    assert "no such folder" in finding.message
+
+
+def test_a_variable_that_is_not_set(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_FACES", raising=False)
+    report = place.check(data={"datasets": {"mine": {"kind": "csv", "root": "${NO_FACES}"}}})
+    assert "set NO_FACES, or give --data mine=FOLDER" in the_bad(report).message
+
+
+def test_a_score_column_that_does_not_exist(place: Place) -> None:
+    finding = the_bad(place.check(data={"score": "beuty"}))
+    assert finding.level == "error"
+    assert "beuty: no such column" in finding.message
+    assert finding.hint == "did you mean 'beauty'?"
+
+
+def test_ratings_that_are_no_numbers_are_named_by_line(place: Place) -> None:
+    shutil.rmtree(place.root)
+    write_faces(place.root, score=lambda i: "pretty" if i in (3, 7) else str(i))
+    findings = bad(place.check())
+    assert [finding.level for finding in findings] == ["error", "error"]
+    assert findings[0].message.startswith("line 5: beauty: 'pretty' is not a number")
+    assert findings[1].message.startswith("line 9: ")
+
+
+def test_constant_ratings(place: Place) -> None:
+    shutil.rmtree(place.root)
+    write_faces(place.root, score=lambda i: "4")
+    finding = the_bad(place.check())
+    assert (finding.level, finding.key) == ("error", "data.score")
+    assert "all alike" in finding.message
+
+
+def test_few_ratings(place: Place) -> None:
+    shutil.rmtree(place.root)
+    write_faces(place.root, score=lambda i: str(i) if i < 49 else "")
+    finding = the_bad(place.check())
+    assert (finding.level, finding.key) == ("warning", "data.score")
+    assert "49 of 60 images are rated" in finding.message
+
+
+def test_a_group_column_that_does_not_exist(place: Place) -> None:
+    finding = the_bad(place.check(data={"group_by": ["gender"]}))
+    assert finding.level == "error"
+    assert "gender: no such column" in finding.message
+
+
+def test_a_group_that_does_not_exist(place: Place) -> None:
+    finding = the_bad(place.check(grid={"groups": ["all", "asian-femal"]}))
+    assert (finding.level, finding.key, finding.hint) == ("error", "grid.groups", "did you mean 'asian-female'?")
+    assert "black-female (20)" in finding.message
+
+
+def test_a_group_that_is_too_small(place: Place) -> None:
+    finding = the_bad(place.check(data={"min_group_size": 21}))
+    assert (finding.level, finding.key) == ("warning", "grid.groups")
+    assert "asian-female has 20 training images, fewer than data.min_group_size (21)" in finding.message
+
+
+def test_a_group_that_nobody_rated(place: Place, tmp_path: Path) -> None:
+    write_faces(tmp_path / "other")
+    other = {"kind": "csv", "root": str(tmp_path / "other"), "values": {"sex": {"female": "f"}}}
+    datasets = {"mine": {"kind": "csv", "root": str(place.root)}, "other": other}
+    finding = the_bad(place.check(data={"datasets": datasets, "rated": "other"}))
+    assert (finding.level, finding.key) == ("warning", "grid.groups")
+    assert "no rated image is in group 'asian-female'" in finding.message
+
+
+def test_a_data_set_that_is_only_mentioned_is_not_looked_at(place: Place) -> None:
+    unused = {"kind": "csv", "root": "/no/such/folder"}
+    mine = {"kind": "csv", "root": str(place.root)}
+    assert not bad(place.check(data={"datasets": {"mine": mine, "unused": unused}}))
+
+
+@pytest.mark.parametrize(("strict", "level"), [(False, "warning"), (True, "error")])
+def test_a_missing_image(place: Place, strict: bool, level: str) -> None:
+    (place.root / "photos/59.png").unlink()
+    finding = the_bad(place.check(strict=strict))
+    assert finding.level == level
+    assert "photos/59.png" in finding.message
+
+
+def test_all_images_missing_is_an_error(place: Place) -> None:
+    shutil.rmtree(place.root / "photos")
+    finding = the_bad(place.check())
+    assert finding.level == "error"
+    assert finding.hint == "is root right, and is path relative to it?"
+
+
+@pytest.mark.parametrize(("covariate", "level"), [("age", "ok"), ("luminance", "warning")])
+def test_a_covariate_that_does_not_exist(place: Place, covariate: str, level: str) -> None:
+    report = place.check(analysis={"covariates": ["group", covariate]})
+    finding = found(report, "analysis.covariates")
+    assert finding.level == level
+    assert f"no column {covariate!r}; it will be left out" in finding.message
+
+
+# ── Models ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_image_size_that_the_encoder_cannot_halve(place: Place) -> None:
+    finding = the_bad(place.check(data={"image_size_px": 48}))
+    assert (finding.level, finding.key) == ("error", "data.image_size_px")
+    assert "32 or 64" in finding.message
+
+
+def test_a_layer_that_does_not_exist(place: Place) -> None:
+    finding = the_bad(place.check(record={"layers": ["conv9"]}))
+    assert (finding.level, finding.key) == ("error", "record.layers")
+
+
+def test_weights_that_are_not_on_disk(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    lpips = {"kind": "vae", "width": 0.25, "reconstruction": [{"loss": "lpips"}]}
+    report = place.check(models={"m": lpips}, record={"lpips": {}})
+    assert [finding.key for finding in bad(report)] == ["models.m.reconstruction", "record.lpips"]
+    assert IMAGENET_FILES["vgg"] in bad(report)[0].message
+    assert report.has_errors
+
+
+def test_random_weights_are_a_warning(place: Place) -> None:
+    finding = the_bad(place.check(record={"lpips": {"weights": "random"}}))
+    assert (finding.level, finding.key) == ("warning", "record.lpips")
+
+
+# ── The machine ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "fits"),
+    [
+        ((7, 0), ["sm_75", "sm_80", "sm_90", "compute_90"], False),  # a V100 and a recent torch
+        ((7, 0), ["sm_70", "sm_80"], True),
+        ((8, 0), ["sm_70", "sm_80"], True),
+        ((8, 6), ["sm_80"], True),
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_80", "sm_86"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((9, 0), ["sm_80", "compute_80"], True),
+        ((12, 0), ["sm_90", "sm_100"], False),
+        ((12, 0), ["sm_100", "sm_120"], True),
+    ],
+)
+def test_whether_torch_has_code_for_the_gpu(capability: tuple[int, int], built_for: list[str], fits: bool) -> None:
+    finding = check_module._kernels(capability, built_for, "2.x")
+    assert finding.level == ("ok" if fits else "error")
+    assert f"sm_{capability[0]}{capability[1]}" in finding.message
+
+
+def test_a_v100_is_told_which_torch_to_install(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    finding = the_bad(place.check())
+    assert "no kernel image" in finding.message
+    assert finding.hint == "install torch<2.11, with the extra [v100]"
+
+
+def test_fp16_needs_a_gpu(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    finding = the_bad(place.check(training={"precision": "fp16"}))
+    assert (finding.level, finding.key) == ("error", "training.precision")
+
+
+def test_a_full_disk(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 1_000_000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    finding = the_bad(place.check())
+    assert (finding.level, finding.key) == ("error", "disk")
+    assert "0.001 GB are free" in finding.message
+
+
+def test_a_folder_that_cannot_be_written(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.check.os.access", lambda path, mode: False)
+    finding = the_bad(place.check())
+    assert (finding.level, finding.key) == ("error", "output")
+    assert str(place.root.parent) in finding.message
+
+
+def test_an_output_folder_that_is_a_file(place: Place) -> None:
+    place.layout.root.parent.write_text("")
+    assert "is a file" in the_bad(place.check()).message
+
+
+@pytest.mark.parametrize(
+    ("hours", "words"),
+    [(0.001, "a minute"), (0.5, "30 minutes"), (1.99, "119 minutes"), (5.04, "5 hours"), (1234.5, "1,234 hours")],
+)
+def test_durations_in_words(hours: float, words: str) -> None:
+    assert check_module._duration(hours) == words
