@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,12 +289,12 @@ def _existing(path: Path) -> Path:
 
 def _output(layout: Layout) -> Findings:
     place = _existing(layout.root)
-    if not place.is_dir():
-        yield Finding("error", "output", f"{place} is a file", "choose another folder with --output")
-    elif not os.access(place, os.W_OK | os.X_OK):
-        yield Finding("error", "output", f"you may not write in {place}", "choose another folder with --output")
-    else:
-        yield Finding("ok", "output", f"{layout.root}")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            yield Finding("ok", "output", f"{layout.root}")
+    except OSError as error:
+        found = f"nothing can be written in {place} ({error.strerror})"
+        yield Finding("error", "output", found, "choose another folder with --output")
 
 
 def _cost(cost: Estimate, layout: Layout) -> Findings:

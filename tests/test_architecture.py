@@ -61,7 +61,7 @@ def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
 
 
 def test_nothing_is_asserted_of_what_users_give() -> None:
-    """`assert` disappears under `python -O` and explains nothing; only `is not None`, for the type checker, may stay."""
+    """`assert` disappears under `python -O` and explains nothing. `is not None` is there for mypy."""
     asserts = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in FILES

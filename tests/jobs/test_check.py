@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -278,15 +280,20 @@ def test_a_full_disk(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_that_cannot_be_written(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.check.os.access", lambda path, mode: False)
+    def refuse(dir: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     finding = the_bad(place.check())
     assert (finding.level, finding.key) == ("error", "output")
-    assert str(place.root.parent) in finding.message
+    assert f"nothing can be written in {place.root.parent} (Permission denied)" in finding.message
 
 
 def test_an_output_folder_that_is_a_file(place: Place) -> None:
     place.layout.root.parent.write_text("")
-    assert "is a file" in the_bad(place.check()).message
+    finding = the_bad(place.check())
+    assert (finding.level, finding.key) == ("error", "output")
+    assert "Not a directory" in finding.message
 
 
 @pytest.mark.parametrize(
