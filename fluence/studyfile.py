@@ -119,8 +119,8 @@ def _explain(errors: list[ErrorDetails], document: Document) -> list[Mistake]:
     """One mistake for each setting that is wrong, in the order of the schema."""
     found: dict[str, Mistake] = {}
     for error in errors:
-        mistake = _mistake(error, document)
-        found.setdefault(mistake.key, mistake)
+        for mistake in _value_errors(error, document) or [_mistake(error, document)]:
+            found.setdefault(mistake.key, mistake)
     return [mistake for mistake in found.values() if not _said_already(mistake, list(found.values()))]
 
 
@@ -134,8 +134,6 @@ def _said_already(mistake: Mistake, others: list[Mistake]) -> bool:
 def _mistake(error: ErrorDetails, document: Document) -> Mistake:
     path, node, value = _locate(error["loc"], document.value)
     kind, key = error["type"], ".".join(path)
-    if kind == "value_error":
-        return _value_error(key, str(error["ctx"]["error"]), document)
     if kind.startswith("union_tag"):
         key, node = f"{key}.{node['discriminator']['propertyName']}", {"enum": list(variants(node))}
         missing, value = kind == "union_tag_not_found", error.get("ctx", {}).get("tag")
@@ -185,12 +183,20 @@ def _get(value: Any, step: str | int) -> Any:
     return value[step] if isinstance(value, list) and isinstance(step, int) and step < len(value) else None
 
 
-def _value_error(key: str, message: str, document: Document) -> Mistake:
-    """A validator's own words; `data.rated: no such data set` belongs to the setting that it names."""
-    named = re.match(r"([\w.+-]+): ", message)
-    if named:
-        key, message = ".".join(filter(None, [key, named[1]])), message[named.end() :]
-    return Mistake(key or "study", message, document.line_of(key))
+def _value_errors(error: ErrorDetails, document: Document) -> list[Mistake]:
+    """A validator's own words, one mistake on each line; `data.rated: …` belongs to the setting that it names."""
+    if error["type"] != "value_error":
+        return []
+    section, _, _ = _locate(error["loc"], document.value)
+    mistakes = []
+    for line in str(error["ctx"]["error"]).splitlines():
+        named = re.match(r"([\w.+-]+): ", line)
+        key = ".".join([*section, *([named[1]] if named else [])]) or "study"
+        choice = re.search(r"'(.*)'; there are: (.*)$", line)
+        hint = _did_you_mean(choice[1], choice[2].split(", ")) if choice else ""
+        message = line[named.end() :] if named else line
+        mistakes.append(Mistake(key, message, document.line_of(key), hint.removeprefix("; ")))
+    return mistakes
 
 
 def _not_a_setting(path: tuple[str, ...], section: Node, line: int | None) -> Mistake:
@@ -207,7 +213,7 @@ def _hint(value: Any, node: Node) -> str:
     """What the user probably meant by a value that is not allowed."""
     words = [str(word) for option in options(node) for word in option.get("enum") or [option.get("const", "")]]
     if isinstance(value, str):
-        return _did_you_mean(value, words).strip("; ") or _number_hint(value, node)
+        return _did_you_mean(value, words).removeprefix("; ") or _number_hint(value, node)
     types = {option.get("type") for option in options(node)}
     if value is None and types <= {"object"}:
         return "it is empty: give it settings, or delete the line"

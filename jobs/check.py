@@ -305,6 +305,9 @@ def _cost(cost: Estimate, layout: Layout) -> Findings:
         yield Finding("error", "disk", needed, "free some space, or choose another folder with --output")
     else:
         yield Finding("ok", "disk", needed)
+    if not cost.runs:
+        yield Finding("error", "grid", "no group has enough training images; nothing would be trained")
+        return
     num_runs = len(cost.runs) * cost.num_seeds
     longest = max(cost.runs, key=lambda run: run.hours)
     speed = f"at {cost.gflops_per_s:.2g} GFLOP/s on {cost.device}, an order of magnitude"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import model_validator
 
 from fluence.errors import Mistake, StudyError
 from fluence.plainyaml import Document
@@ -345,6 +346,32 @@ def test_a_validator_names_its_key() -> None:
     mistake = the_mistake(STUDY.replace("rated: faces", "rated: cfd"))
     assert (mistake.key, mistake.line) == ("data.rated", 8)
     assert mistake.message == "no data set is called 'cfd'; there are: faces"
+
+
+def test_an_unknown_model_or_data_set_may_be_a_misspelt_one() -> None:
+    mistake = the_mistake(STUDY + "grid: {models: [smal]}\n")
+    assert (mistake.key, mistake.line, mistake.hint) == ("grid.models", 14, "did you mean small?")
+    assert the_mistake(STUDY.replace("rated: faces", "rated: face")).hint == "did you mean faces?"
+
+
+def test_a_validator_may_name_several_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strict(Study):
+        @model_validator(mode="after")
+        def _two_mistakes(self) -> Study:
+            raise ValueError("data.rated: is odd\ntraining: is odd too")
+
+    monkeypatch.setattr("fluence.studyfile.Study", Strict)
+    assert [str(mistake) for mistake in mistakes(STUDY)] == [
+        "line 8: data.rated: is odd",
+        "line 12: training: is odd too",
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "studies").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_studies_of_the_repository_are_valid(path: Path) -> None:
+    assert load_study(path).name == path.stem
 
 
 def test_all_mistakes_at_once_in_the_order_of_the_file() -> None:

@@ -166,6 +166,11 @@ def test_a_group_that_is_too_small(place: Place) -> None:
     assert "asian-female has 20 training images, fewer than data.min_group_size (21)" in finding.message
 
 
+def test_a_grid_without_any_group_that_is_large_enough(place: Place) -> None:
+    report = place.check(data={"min_group_size": 21}, grid={"groups": ["asian-female"]})
+    assert [(finding.level, finding.key) for finding in bad(report)] == [("warning", "grid.groups"), ("error", "grid")]
+
+
 def test_a_group_that_nobody_rated(place: Place, tmp_path: Path) -> None:
     write_faces(tmp_path / "other")
     other = {"kind": "csv", "root": str(tmp_path / "other"), "values": {"sex": {"female": "f"}}}
