@@ -6,7 +6,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -81,8 +81,9 @@ def check(study: Study, layout: Layout, *, strict: bool = False) -> Report:
         findings += [*_ratings(study, rated), *_covariates(study, rated)]
     if training is not None:
         findings += _groups(study, training, rated)
-    findings += [*_models(study), *_weights(study), *_device(study), *_output(layout)]
-    if rated is not None and training is not None and not any(f.key == "data.image_size_px" for f in findings):
+    models = list(_models(study))
+    findings += [*models, *_weights(study), *_device(study), *_output(layout)]
+    if rated is not None and training is not None and not Report(tuple(models)).has_errors:
         sizes = {**training.table["group"].value_counts(), ALL: len(training.table)}
         findings += _cost(estimate(study, sizes, len(rated.table)), layout)
     return Report(tuple(findings))
@@ -215,7 +216,7 @@ def _models(study: Study) -> Findings:
             if study.record.layers != "encoder":
                 check_layers(model.architecture, study.record.layers)
         except StudyError as error:
-            found = list(_errors(error, key))
+            found = [replace(finding, key=finding.key.replace("models.*", key)) for finding in _errors(error, key)]
         yield from found or [Finding("ok", key, f"{model.kind}, {model.architecture}, width {model.width:g}")]
 
 

@@ -180,6 +180,13 @@ def test_a_group_that_nobody_rated(place: Place, tmp_path: Path) -> None:
     assert "no rated image is in group 'asian-female'" in finding.message
 
 
+def test_faces_that_fluence_draws_need_no_folder(place: Place) -> None:
+    drawn = {"kind": "synthetic", "num_images": 60}
+    report = place.check(data={"datasets": {"mine": drawn}}, grid={"groups": ["all"]})
+    assert not bad(report)
+    assert found(report, "data.datasets.mine").message == "60 images"
+
+
 def test_a_data_set_that_is_only_mentioned_is_not_looked_at(place: Place) -> None:
     unused = {"kind": "csv", "root": "/no/such/folder"}
     mine = {"kind": "csv", "root": str(place.root)}
@@ -221,6 +228,12 @@ def test_an_image_size_that_the_encoder_cannot_halve(place: Place) -> None:
 def test_a_layer_that_does_not_exist(place: Place) -> None:
     finding = the_bad(place.check(record={"layers": ["conv9"]}))
     assert (finding.level, finding.key) == ("error", "record.layers")
+
+
+def test_a_norm_that_would_leave_nothing(place: Place) -> None:
+    finding = the_bad(place.check(models={"m": {"kind": "vae", "norm": "instance"}}))
+    assert (finding.level, finding.key) == ("error", "models.m.norm")
+    assert not bad(place.check(models={"m": {"kind": "vae", "norm": "batch", "width": 0.25}}))
 
 
 def test_weights_that_are_not_on_disk(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
