@@ -23,7 +23,7 @@ MEANS = {"ssim": ssim_loss}
 """Losses that are means over an image; LPIPS, which has weights of its own, is another."""
 
 
-class Posterior(Protocol):
+class ModelOutput(Protocol):
     """What the objective needs of a model's output: [B, 3, H, W], [B, ...] and [B, ...]."""
 
     @property
@@ -67,7 +67,7 @@ class Objective(nn.Module):
             raise StudyError(f"models.*.reconstruction: {name} is listed twice; give it one weight")
         self._terms[name] = (term.weight, function)
 
-    def forward(self, output: Posterior, images: Tensor, kl_scale: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, output: ModelOutput, images: Tensor, kl_scale: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each image, and its terms.
 
         Args:

@@ -8,7 +8,7 @@ import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from torch.distributions import Normal, kl_divergence
 
 from fluence.losses import kl_to_standard_normal
@@ -23,6 +23,7 @@ def test_case_worked_by_hand():
 
 
 @given(LATENTS)
+@settings(deadline=None)  # torch is slow at its first call
 def test_against_torch_distributions(values):
     mu, logvar = torch.from_numpy(values)
     slow = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(1)
@@ -30,6 +31,7 @@ def test_against_torch_distributions(values):
 
 
 @given(LATENTS)
+@settings(deadline=None)  # torch is slow at its first call
 def test_never_negative_and_zero_for_the_prior_alone(values):
     mu, logvar = torch.from_numpy(values)
     assert (kl_to_standard_normal(mu, logvar) >= 0).all()

@@ -129,11 +129,12 @@ def test_training_draws_the_latent_from_the_noise_it_is_given(settings):
 
 
 def test_no_nan_in_fifty_steps(settings):
-    model, images = built(settings)
+    size_px = smallest_size_px(settings)
+    model, images = build(settings.model_copy(update={"width": 1 / 64}), size_px, 0), some_images(size_px, count=2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(50):
         optimizer.zero_grad()
-        loss = loss_of(model(images, some_noise(model, seed=step)), images)
+        loss = loss_of(model(images, some_noise(model, 2, seed=step)), images)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1e4)
         optimizer.step()
@@ -175,10 +176,10 @@ def test_logvar_is_limited_and_keeps_a_gradient(settings):
     assert bias.grad.abs().min() > 0
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "width"), [("small", 1 / 4), ("vgg16-5", 1 / 8)])
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_loss_falls_from_scratch(architecture, norm):
-    settings = VaeModel(kind="vae", architecture=architecture, width=0.25, norm=norm)
+def test_loss_falls_from_scratch(architecture, width, norm):
+    settings = VaeModel(kind="vae", architecture=architecture, width=width, norm=norm)
     model, images = build(settings, 32, 0), some_images(32, count=8).gt(0.5).float()
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), []
     for step in range(50):
