@@ -1,0 +1,1 @@
+"""From activations to numbers: sparsity metrics, statistics and the report. CPU only, without torch."""

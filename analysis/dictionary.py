@@ -1,0 +1,168 @@
+"""The data dictionary: every column of every table of the analysis, with its meaning and its unit.
+
+The tables are written with exactly these columns, in this order.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+Columns = dict[str, tuple[str, str]]
+"""Column → (meaning, unit)."""
+
+_WHERE: Columns = {
+    "model": ("name of the model in the study", ""),
+    "trained_on": ("training images of the model: all, a group, or own-group (each image by its group's model)", ""),
+    "scorer": ("general: a model of all groups; own-group: each image by the model of its own group", ""),
+    "seed": ("seed of the training; a row per seed", ""),
+    "subset": ("rated images: all, a group, or pooled (all images that have a model of their own group)", ""),
+}
+_WHERE_OVER_SEEDS: Columns = {name: text for name, text in _WHERE.items() if name != "seed"} | {
+    "num_seeds": ("number of trainings with an estimate; the other columns sum up over them", "trainings"),
+    "n": ("number of images, the smallest over the seeds", "images"),
+}
+_TEST: Columns = {
+    "layer": ("recorded layer of the encoder, mu, or reconstruction", ""),
+    "metric": ("gini; l_eps_fraction_qNN (share of units above ε); an error of the reconstruction", ""),
+    "estimator": ("pearson; spearman; partial: Pearson's of what the covariates leave out of fold", ""),
+}
+_CORRELATION: Columns = {
+    "n": ("number of images with a value of the metric", "images"),
+    "estimate": ("correlation of metric and rating", "correlation"),
+    "ci_low": ("lower end of the interval at the study's level of confidence", "correlation"),
+    "ci_high": ("upper end of the interval", "correlation"),
+    "p_parametric": ("two-sided p of the t test; raw", "probability"),
+    "p_permutation": ("two-sided p by permutation within groups, (1 + #) / (1 + B); raw", "probability"),
+    "p_bh": ("p_permutation adjusted by Benjamini-Hochberg over the family", "probability"),
+    "p_max_r": ("permutation p adjusted over the family by the largest deviation of r", "probability"),
+    "p_adjusted": ("the one of p_bh and p_max_r that the study decides by", "probability"),
+    "significant": ("p_adjusted is at most 1 − confidence", "true or false"),
+    "family_size": ("number of tests that are corrected together: columns of one estimator in one cell", "tests"),
+    "reason": ("why there is no estimate; empty if there is one", ""),
+}
+_PREDICTORS: Columns = {
+    "predictors": ("gini, l_eps, reconstruction: this family of metrics at all layers; all: all together", ""),
+    "estimator": ("how R² is estimated", ""),
+}
+
+
+def _spread(column: str, meaning: str, unit: str) -> Columns:
+    texts = {"mean": "mean", "sd": "standard deviation", "min": "smallest", "max": "largest"}
+    return {f"{column}_{end}": (f"{text} over seeds of the {meaning}", unit) for end, text in texts.items()}
+
+
+def _interval(column: str, meaning: str) -> Columns:
+    return {
+        column: (f"{meaning}; mean over the repeats; may be negative", "R²"),
+        f"{column}_low": ("lower end of its bootstrap interval over images (clusters as wholes)", "R²"),
+        f"{column}_high": ("upper end of its bootstrap interval", "R²"),
+        f"{column}_repeat_sd": ("its standard deviation over the random divisions into folds", "R²"),
+    }
+
+
+TABLES: dict[str, Columns] = {
+    "correlations": _WHERE | _TEST | _CORRELATION,
+    "correlations_over_seeds": _WHERE_OVER_SEEDS
+    | _TEST
+    | _spread("estimate", "correlation", "correlation")
+    | _spread("p_permutation", "raw permutation p", "probability")
+    | _spread("p_adjusted", "adjusted p", "probability")
+    | {
+        "num_significant": ("number of trainings in which it is significant after correction", "trainings"),
+        "family_size": ("number of tests that are corrected together, the largest over the seeds", "tests"),
+    },
+    "epsilon_sweep": _WHERE
+    | _TEST
+    | {
+        "quantile": ("quantile of the non-zero magnitudes of training images that ε is", ""),
+        "epsilon": ("ε of this layer; empty where each group's model has its own", "activation"),
+        "mean_fraction": ("mean share of units above ε over the images", "fraction"),
+    }
+    | _CORRELATION,
+    "ridge": _WHERE
+    | _PREDICTORS
+    | {
+        "num_predictors": ("number of metrics that entered", "columns"),
+        "left_out": ("metrics left out because they are constant, or missing for some images", ""),
+        "n": ("number of images", "images"),
+        "folds": ("number of folds", "folds"),
+        "repeats": ("number of random divisions into folds", "divisions"),
+    }
+    | _interval("r2_baseline", "out-of-fold R² of the covariates alone")
+    | _interval("r2_full", "out-of-fold R² of covariates and metrics")
+    | _interval("delta_r2", "Δ R² = r2_full − r2_baseline on the same folds")
+    | {
+        "delta_r2_noise_low": ("5th percentile of Δ R² under permutation (noise floor)", "R²"),
+        "delta_r2_noise_high": ("95th percentile of Δ R² under permutation (noise floor)", "R²"),
+        "p_delta": ("p of Δ R²: residuals of the baseline permuted within groups, first division; raw", "probability"),
+        "p_delta_bh": ("p_delta adjusted by Benjamini-Hochberg over the sets of predictors of the cell", "probability"),
+    }
+    | _interval("r2_metrics", "out-of-fold R² of the metrics alone")
+    | {
+        "r2_metrics_noise_low": ("5th percentile of r2_metrics, ratings permuted within groups (noise floor)", "R²"),
+        "r2_metrics_noise_high": ("95th percentile of r2_metrics, likewise", "R²"),
+        "p_metrics": ("p of r2_metrics: ratings permuted within groups, first division; raw", "probability"),
+        "p_metrics_bh": ("p_metrics adjusted by Benjamini-Hochberg over the sets of the cell", "probability"),
+        "family_size": ("number of sets of predictors that are corrected together", "tests"),
+        "noise_ceiling": ("largest R² that the raters' disagreement allows, by the best method at hand", "R²"),
+        "r2_metrics_of_ceiling": ("r2_metrics / noise_ceiling", "fraction"),
+        "smallest_detectable_r2": ("population R² that an F test of as many predictors finds in 80 % of cases", "R²"),
+        "naive_in_sample_r2": ("naive: R² of linear regression on the images it was fitted on", "R²"),
+        "naive_in_sample_noise": ("what pure noise gives there: predictors / (n − 1)", "R²"),
+        "naive_fold_r2": ("naive: mean over folds of the squared correlation of prediction and rating", "R²"),
+        "naive_fold_noise": ("what pure noise gives there: 1 / (images per fold − 1)", "R²"),
+        "note": ("what could not be done as asked", ""),
+        "reason": ("why there is no estimate; empty if there is one", ""),
+    },
+    "ridge_over_seeds": _WHERE_OVER_SEEDS
+    | _PREDICTORS
+    | _spread("r2_baseline", "R² of the covariates alone", "R²")
+    | _spread("r2_full", "R² of covariates and metrics", "R²")
+    | _spread("delta_r2", "Δ R²", "R²")
+    | _spread("r2_metrics", "R² of the metrics alone", "R²")
+    | _spread("p_delta", "raw p of Δ R²", "probability")
+    | _spread("p_delta_bh", "adjusted p of Δ R²", "probability")
+    | {"family_size": ("number of sets of predictors that are corrected together, the largest over seeds", "tests")},
+    "runs": {
+        "run_id": ("id of the run: model, group, seed and the hash of what made it", ""),
+        "model": ("name of the model in the study", ""),
+        "trained_on": ("all, or a group", ""),
+        "seed": ("seed of the training", ""),
+        "status": ("done, skipped, failed, diverged; or unreadable: done, but its metrics cannot be used", ""),
+        "reason": ("why it is not done", ""),
+    },
+    "coverage": _WHERE
+    | {
+        "groups": ("groups of the images", ""),
+        "n": ("number of images", "images"),
+        "num_clusters": ("number of persons or clusters of duplicates; no split divides one", "clusters"),
+        "covariates": ("covariates of the baseline", ""),
+        "covariates_missing": ("covariates asked for that the data lack", ""),
+        "covariates_constant": ("covariates asked for that do not vary over these images", ""),
+        "covariates_filled": ("covariates with gaps, filled with the median and marked by a column of their own", ""),
+        "smallest_detectable_r2": ("population R² that a single predictor needs to be found in 80 % of cases", "R²"),
+        "missing_runs": ("runs of the same model and seed that are not done, with their status", ""),
+        "note": ("what could not be done as asked", ""),
+        "reason": ("why there are no estimates or only correlations; empty if all is there", ""),
+    },
+    "noise_ceiling": {
+        "subset": _WHERE["subset"],
+        "method": ("split-half: of the raters, Spearman-Brown; sd and n: 1 − mean(sd² / n) / var(mean)", ""),
+        "n": ("number of images", "images"),
+        "num_raters": ("number of raters, or their mean number per image", "raters"),
+        "ceiling_r2": ("largest R² that any model could reach", "R²"),
+        "reason": ("why there is none; empty if there is one", ""),
+    },
+    "data_dictionary": {
+        "table": ("name of the file, without .csv", ""),
+        "column": ("name of the column", ""),
+        "meaning": ("what it holds", ""),
+        "unit": ("its unit", ""),
+    },
+}
+
+
+def data_dictionary() -> pd.DataFrame:
+    """The dictionary as a table: table, column, meaning, unit."""
+    rows = [(table, column, *text) for table, columns in TABLES.items() for column, text in columns.items()]
+    return pd.DataFrame(rows, columns=list(TABLES["data_dictionary"]))

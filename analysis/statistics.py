@@ -1,0 +1,299 @@
+"""Correlations with intervals, permutation tests and corrections; noise ceiling, power, and spread over seeds.
+
+Permutations exchange ratings within groups, so that what a metric knows about group means counts for nothing, and
+they move clusters (a person's photos, duplicates) as wholes among clusters of the same make-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, stats
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+
+Estimator = Literal["pearson", "spearman", "partial"]
+
+MIN_IMAGES = 30
+"""Fewer images than this give no statistic, only a row that says so."""
+
+_TIES = 1e-12  # two statistics closer than this are the same permutation, computed in another order
+_BATCH = 1000  # permutations held in memory at one time
+_SPLITS = 100  # random halvings of the raters
+
+
+def exchanges(groups: np.ndarray, clusters: np.ndarray, num_permutations: int, seed: int) -> np.ndarray:
+    """Orders of the images that are equally likely when nothing but the group matters.
+
+    Clusters change places with clusters that have as many images in the same groups; within one, the order is kept.
+
+    Args:
+        groups: group of each image, text [n].
+        clusters: cluster of each image, int [n].
+        num_permutations: B.
+        seed: of the random numbers.
+
+    Returns:
+        int32 [1 + B, n]; the first row is the order as it is.
+    """
+    rng = np.random.default_rng(seed)
+    images = pd.DataFrame({"group": groups, "cluster": clusters, "row": np.arange(len(groups))})
+    images = images.sort_values(["cluster", "group"], kind="stable")
+    members = images.groupby("cluster", sort=False).agg({"row": list, "group": tuple})
+    orders = np.tile(np.arange(len(groups), dtype=np.int32), (1 + num_permutations, 1))
+    for _, alike in members.groupby("group", sort=True)["row"]:
+        places = np.array(alike.tolist(), dtype=np.int32)  # [clusters, images of one]
+        shuffled = rng.permuted(np.tile(np.arange(len(places)), (num_permutations, 1)), axis=1)
+        orders[1:, places.ravel()] = places[shuffled].reshape(num_permutations, -1)
+    return orders
+
+
+def permuted_correlations(columns: np.ndarray, score: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """Pearson's r of every column with the score in every order, over the images where the column has a value.
+
+    Args:
+        columns: float64 [n, p], NaN where an image has no value.
+        score: float64 [n].
+        orders: int [1 + B, n], from `exchanges`.
+
+    Returns:
+        float64 [1 + B, p].
+    """
+    present = np.isfinite(columns)
+    centred = np.where(present, columns - np.nanmean(columns, axis=0), 0.0)
+    centred /= np.linalg.norm(centred, axis=0)
+    counts, mask = present.sum(axis=0)[:, None], present.T.astype(np.float64)
+    standard = (score - score.mean()) / score.std()
+    correlations = []
+    for start in range(0, len(orders), _BATCH):
+        permuted = standard[orders[start : start + _BATCH].T]
+        spread = float(len(score)) if present.all() else mask @ permuted**2 - (mask @ permuted) ** 2 / counts
+        correlations.append((centred.T @ permuted / np.sqrt(spread)).T)
+    return np.concatenate(correlations)
+
+
+def permutation_p(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two-sided permutation p of each column, and the same corrected for all columns by the largest deviation.
+
+    A correlation counts by its distance from the mean over all orders, which differs from zero where groups differ.
+
+    Args:
+        correlations: [1 + B, p], the first row as observed, from `permuted_correlations`.
+
+    Returns:
+        (1 + #) / (1 + B) for each column, and its max-|r| adjusted value: float64 [p] each.
+
+    Source: Phipson & Smyth 2010 (the estimate of p); Westfall & Young 1993 (max-|r|, single step).
+    """
+    deviations = np.abs(correlations - correlations.mean(axis=0))
+    observed = deviations[0] - _TIES
+    largest = deviations.max(axis=1)
+    return (deviations >= observed).mean(axis=0), (largest[:, None] >= observed).mean(axis=0)
+
+
+def correlate(
+    features: pd.DataFrame,
+    score: np.ndarray,
+    orders: np.ndarray,
+    *,
+    estimator: Estimator,
+    confidence: float,
+    num_covariates: int = 0,
+) -> pd.DataFrame:
+    """Correlates every metric of every layer with the score; the columns of `features` are the family.
+
+    Args:
+        features: image × (layer, metric); for `partial`, what the baseline leaves of it.
+        score: float64 [n]; for `partial`, what the baseline leaves of it.
+        orders: from `exchanges`.
+        estimator: `pearson`; `spearman`; or `partial`, Pearson's of residuals with fewer degrees of freedom.
+        confidence: level of the intervals.
+        num_covariates: columns of the baseline; only for `partial`.
+
+    Returns:
+        A row per column: layer, metric, estimator, n, estimate, ci_low, ci_high, p_parametric, p_permutation, p_bh,
+        p_max_r, family_size, reason. A column that cannot be tested keeps its row, with NaN and the reason.
+    """
+    values = features.to_numpy(dtype=np.float64)
+    rows = [_estimate(column, score, estimator, confidence, num_covariates) for column in values.T]
+    table = pd.DataFrame(rows)
+    table.insert(0, "layer", [layer for layer, _ in features.columns])
+    table.insert(1, "metric", [metric for _, metric in features.columns])
+    table.insert(2, "estimator", estimator)
+    table[["p_permutation", "p_bh", "p_max_r"]] = np.nan
+    usable = table["reason"].eq("").to_numpy()
+    if usable.any():
+        ranked = estimator == "spearman"
+        tested = stats.rankdata(values[:, usable], axis=0, nan_policy="omit") if ranked else values[:, usable]
+        p, p_max = permutation_p(permuted_correlations(tested, stats.rankdata(score) if ranked else score, orders))
+        table.loc[usable, "p_permutation"], table.loc[usable, "p_max_r"] = p, p_max
+        table.loc[usable, "p_bh"] = stats.false_discovery_control(p)
+    return table.assign(family_size=int(usable.sum()))
+
+
+def _estimate(
+    column: np.ndarray, score: np.ndarray, estimator: Estimator, confidence: float, num_covariates: int
+) -> dict[str, float | int | str]:
+    """Estimate, interval and parametric p of one column, or the reason why there are none."""
+    present = np.isfinite(column)
+    x, y = column[present], score[present]
+    result: dict[str, float | int | str] = {"n": len(x)}
+    reason = why_untestable(x, y)
+    if not reason and len(x) - num_covariates < 5:
+        reason = f"{len(x)} images for {num_covariates} covariates"
+    if reason:
+        return result | dict.fromkeys(("estimate", "ci_low", "ci_high", "p_parametric"), np.nan) | {"reason": reason}
+    if estimator == "pearson":
+        found = stats.pearsonr(x, y)
+        estimate, p, (low, high) = found.statistic, found.pvalue, found.confidence_interval(confidence)
+    elif estimator == "spearman":
+        estimate, p = stats.spearmanr(x, y)
+        low, high = fisher_interval(estimate, np.sqrt((1 + estimate**2 / 2) / (len(x) - 3)), confidence)
+    else:
+        estimate = stats.pearsonr(x, y).statistic
+        freedom = len(x) - 2 - num_covariates
+        p = 2 * stats.t.sf(abs(estimate) * np.sqrt(freedom / max(1 - estimate**2, 1e-300)), freedom)
+        low, high = fisher_interval(estimate, 1 / np.sqrt(freedom - 1), confidence)
+    numbers = {"estimate": estimate, "ci_low": low, "ci_high": high, "p_parametric": p}
+    return result | {name: float(number) for name, number in numbers.items()} | {"reason": ""}
+
+
+def why_untestable(column: np.ndarray, score: np.ndarray) -> str:
+    """Why a metric cannot be related to the score; empty if it can."""
+    if len(score) == 0:
+        return "no value for any image (a dead layer)"
+    if len(score) < MIN_IMAGES:
+        return f"{len(score)} images, fewer than {MIN_IMAGES}"
+    if np.ptp(column) <= 1e-12 * np.abs(column).max():
+        return "constant metric"
+    return "constant ratings" if np.ptp(score) == 0 else ""
+
+
+def fisher_interval(estimate: float, standard_error: float, confidence: float) -> tuple[float, float]:
+    """Interval of a correlation through Fisher's z, whose standard error is given.
+
+    Source: Bonett & Wright 2000 for Spearman's, √((1 + r²/2) / (n − 3)); Fisher 1924 for partial, 1 / √(n − k − 3).
+    """
+    z = np.arctanh(np.clip(estimate, -1 + 1e-15, 1 - 1e-15))
+    reach = stats.norm.ppf((1 + confidence) / 2) * standard_error
+    return float(np.tanh(z - reach)), float(np.tanh(z + reach))
+
+
+def residualise(columns: np.ndarray, baseline: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """What linear regression on the baseline leaves of each column, every image predicted from the other folds.
+
+    Args:
+        columns: float64 [n, p], NaN where an image has no value.
+        baseline: float64 [n, k], k ≥ 1.
+        folds: fold of each image, int [n].
+
+    Returns:
+        float64 [n, p], NaN where `columns` is; all NaN for a column that lacks values in all but one fold, or of which
+        the baseline leaves nothing but rounding errors.
+    """
+    residuals = np.full(columns.shape, np.nan)
+    present = np.isfinite(columns)
+    patterns, which = np.unique(present, axis=1, return_inverse=True)
+    for number, rows in enumerate(patterns.T):
+        if len(np.unique(folds[rows])) > 1:
+            place = np.ix_(rows, np.ravel(which) == number)
+            predicted = cross_val_predict(
+                LinearRegression(), baseline[rows], columns[place], cv=PredefinedSplit(folds[rows])
+            )
+            residuals[place] = columns[place] - predicted.reshape(columns[place].shape)
+    explained = np.nanmax(np.abs(residuals), axis=0, initial=0) <= 1e-9 * np.nanmax(np.abs(columns), axis=0, initial=0)
+    residuals[:, explained] = np.nan
+    return residuals
+
+
+def smallest_detectable_r2(n: int, num_predictors: int, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Smallest population R² that the F test of a linear regression finds with the given power; NaN if n is too small.
+
+    Source: Cohen 1988, chapter 9: non-central F with λ = n R² / (1 − R²).
+    """
+    freedom = n - num_predictors - 1
+    if num_predictors < 1 or freedom < 2:
+        return float("nan")
+    critical = stats.f.isf(alpha, num_predictors, freedom)
+
+    def shortfall(r2: float) -> float:
+        return float(stats.ncf.sf(critical, num_predictors, freedom, n * r2 / (1 - r2))) - power
+
+    return float(optimize.brentq(shortfall, 1e-9, 1 - 1e-3)) if shortfall(1 - 1e-3) > 0 else float("nan")
+
+
+def noise_ceiling(rated: pd.DataFrame, score: str, seed: int) -> pd.DataFrame:
+    """The largest R² that any model could reach, given how much raters disagree.
+
+    Columns `rater_…` give the split-half reliability of the mean rating, raised to all raters by Spearman and Brown's
+    formula (mean over 100 random halvings). `<score>_sd` and `n_ratings` give 1 − mean(sd²/n) / var(mean).
+
+    Args:
+        rated: rows of `tables.rated_images`.
+        score: column of the ratings.
+        seed: of the halvings.
+
+    Returns:
+        A row per method that the data allow, best first: method, n, num_raters, ceiling_r2.
+    """
+    rows = []
+    raters = rated[[c for c in rated if str(c).startswith("rater_") and pd.api.types.is_numeric_dtype(rated[c])]]
+    if raters.shape[1] >= 2 and len(rated) >= MIN_IMAGES:
+        ceiling = split_half(raters.to_numpy(dtype=np.float64), seed)
+        rows.append(("split-half", len(rated), float(raters.shape[1]), ceiling))
+    if {f"{score}_sd", "n_ratings"} <= set(rated) and len(rated) >= MIN_IMAGES:
+        known = rated[["score", f"{score}_sd", "n_ratings"]].apply(pd.to_numeric, errors="coerce").dropna()
+        known = known[known["n_ratings"] > 0]
+        if len(known) >= MIN_IMAGES:
+            error = (known[f"{score}_sd"] ** 2 / known["n_ratings"]).mean()
+            ceiling = float(1 - error / known["score"].var())
+            rows.append(("sd and n", len(known), float(known["n_ratings"].mean()), ceiling))
+    return pd.DataFrame(rows, columns=["method", "n", "num_raters", "ceiling_r2"])
+
+
+def split_half(ratings: np.ndarray, seed: int) -> float:
+    """Reliability of the mean over all raters: correlation of random halves, raised by Spearman and Brown's formula.
+
+    Args:
+        ratings: float64 [images, raters], NaN where a rater has not seen an image.
+        seed: of the halvings.
+
+    Source: Spearman 1910; Brown 1910.
+    """
+    rng = np.random.default_rng(seed)
+    reliabilities = []
+    for _ in range(_SPLITS):
+        order = rng.permutation(ratings.shape[1])
+        first, second = (_mean_over(ratings[:, half]) for half in np.array_split(order, 2))
+        both = np.isfinite(first) & np.isfinite(second)
+        r = stats.pearsonr(first[both], second[both]).statistic
+        reliabilities.append(2 * r / (1 + r))
+    return float(np.mean(reliabilities))
+
+
+def _mean_over(ratings: np.ndarray) -> np.ndarray:
+    """Mean of the raters of each image; NaN without any."""
+    seen = np.isfinite(ratings)
+    return np.where(seen, ratings, 0.0).sum(axis=1) / np.where(seen.any(axis=1), seen.sum(axis=1), np.nan)
+
+
+def over_seeds(table: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
+    """Mean, standard deviation, smallest and largest value over trainings that differ only in their seed.
+
+    Args:
+        table: a row per seed.
+        by: columns that tell the trainings apart but for their seed.
+        values: columns to sum up, as `<value>_mean`, `_sd`, `_min`, `_max`; the sd of a single seed is NaN.
+
+    Returns:
+        A row per combination of `by`, in their first order, with num_seeds (those with an estimate) and n (smallest).
+    """
+    grouped = table.groupby(list(by), sort=False, dropna=False)
+    result = grouped.agg(num_seeds=(values[0], "count"), n=("n", "min"))
+    for value in values:
+        for name, statistic in (("mean", "mean"), ("sd", "std"), ("min", "min"), ("max", "max")):
+            result[f"{value}_{name}"] = grouped[value].agg(statistic)
+    return result.reset_index()

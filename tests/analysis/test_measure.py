@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import measure as module
+from analysis.measure import choose_epsilon, measure, quantile_name
+from analysis.sparsity import gini
+from fluence.errors import ArtifactError
+from fluence.store.activations import ActivationWriter, LayerInfo
+from fluence.store.files import read_table
+from fluence.study import Epsilon
+
+LAYERS = (LayerInfo("conv1", (3, 4, 4), "post", "conv"), LayerInfo("mu", (5,), "post", "latent"))
+EPSILON = Epsilon(quantiles=(0.25, 0.5), report=0.5)
+
+
+def random_layers(num_images: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    conv = np.maximum(rng.normal(size=(num_images, 48)), 0).astype(np.float32)
+    return {"conv1": conv, "mu": rng.normal(size=(num_images, 5)).astype(np.float32)}
+
+
+def write_activations(path: Path, values: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> list[str]:
+    ids = [f"face-{number}" for number in range(len(values["mu"]))]
+    references = [f"ref-{number}" for number in range(len(reference["mu"]))]
+    with ActivationWriter(
+        path, key="k", image_ids=ids, reference_ids=references, layers=LAYERS, probes=("l1_error", "ssim_error")
+    ) as writer:
+        writer.write_reference(0, reference)
+        probes = {"l1_error": np.arange(len(ids)) * 0.5, "ssim_error": np.ones(len(ids))}
+        writer.write_block(0, values, probes)
+        writer.finish()
+    return ids
+
+
+def test_every_value_of_the_table(tmp_path: Path) -> None:
+    values, reference = random_layers(70, 0), random_layers(6, 1)
+    values["mu"][3] = 0
+    ids = write_activations(tmp_path / "a.h5", values, reference)
+    measure(tmp_path / "a.h5", tmp_path / "run-s0.1.parquet", EPSILON, key="abc")
+
+    metrics = read_table(tmp_path / "run-s0.1.parquet")
+    assert list(metrics.columns) == ["image_id", "layer", "metric", "value"]
+    assert metrics.attrs["key"] == "abc"
+    assert metrics["layer"].unique().tolist() == ["conv1", "mu", "reconstruction"]
+    wide = metrics.pivot(index="image_id", columns=["layer", "metric"], values="value").loc[ids]
+    epsilon = read_table(tmp_path / "run-s0.1.epsilon.csv").set_index(["layer", "quantile"])
+    assert (epsilon["num_reference"] == 6).all()
+    for layer in ("conv1", "mu"):
+        stored = values[layer].astype(np.float16)
+        np.testing.assert_array_equal(wide[layer, "gini"], gini(stored))
+        magnitudes = np.abs(reference[layer].astype(np.float16)).astype(np.float64)
+        for quantile in EPSILON.quantiles:
+            chosen = epsilon.loc[(layer, quantile), "epsilon"]
+            assert chosen == pytest.approx(np.quantile(magnitudes[magnitudes > 0], quantile), rel=1e-6)
+            count = (np.abs(stored.astype(np.float64)) > chosen).sum(axis=1)
+            name = quantile_name(quantile)
+            np.testing.assert_array_equal(wide[layer, f"l_eps_count_{name}"], count)
+            np.testing.assert_allclose(wide[layer, f"l_eps_fraction_{name}"], count / stored.shape[1])
+    assert np.isnan(wide["mu", "gini"].iloc[3])
+    assert wide["mu", "gini"].notna().sum() == 69
+    assert wide["mu", "l_eps_count_q50"].iloc[3] == 0
+    np.testing.assert_array_equal(wide["reconstruction", "l1_error"], np.arange(70) * 0.5)
+
+
+def test_blocks_do_not_change_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_activations(tmp_path / "a.h5", random_layers(70, 0), random_layers(6, 1))
+    measure(tmp_path / "a.h5", tmp_path / "whole.parquet", EPSILON, key="k")
+    for block_bytes in (1, 48 * 4 * 40):
+        monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
+        measure(tmp_path / "a.h5", tmp_path / "parts.parquet", EPSILON, key="k")
+        pd.testing.assert_frame_equal(read_table(tmp_path / "whole.parquet"), read_table(tmp_path / "parts.parquet"))
+
+
+def test_epsilon_ignores_zeros_and_signs() -> None:
+    reference = np.array([[0, 0, -1.0, 2.0], [0, 3.0, -4.0, 5.0]], dtype=np.float16)
+    assert choose_epsilon(reference, (0.25, 0.5)).tolist() == [2.0, 3.0]
+    assert np.isnan(choose_epsilon(np.zeros((2, 3), np.float16), (0.5,))).all()
+
+
+def test_a_layer_that_is_dead_in_the_reference_has_no_l_epsilon(tmp_path: Path) -> None:
+    reference = random_layers(6, 1)
+    reference["conv1"][:] = 0
+    write_activations(tmp_path / "a.h5", random_layers(10, 0), reference)
+    measure(tmp_path / "a.h5", tmp_path / "r.parquet", EPSILON, key="k")
+    metrics = read_table(tmp_path / "r.parquet").set_index(["layer", "metric"])["value"]
+    assert metrics["conv1", "l_eps_fraction_q50"].isna().all()
+    assert metrics["conv1", "gini"].notna().all()
+    assert metrics["mu", "l_eps_fraction_q50"].notna().all()
+
+
+def test_nan_names_layer_and_image_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_activations(tmp_path / "a.h5", random_layers(50, 0), random_layers(6, 1))
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 5 * 4 * 32)
+    read = module.Activations.read
+
+    def damaged(self: module.Activations, layer: str, start: int, stop: int) -> np.ndarray:
+        values = read(self, layer, start, stop)
+        if layer == "mu" and start >= 32:
+            values[4, 1] = np.inf
+        return values
+
+    monkeypatch.setattr(module.Activations, "read", damaged)
+    with pytest.raises(ArtifactError, match=r"a\.h5: layer mu: 1 values are NaN or infinite, first in image face-36"):
+        measure(tmp_path / "a.h5", tmp_path / "r.parquet", EPSILON, key="k")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5"]
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no such file"):
+        measure(tmp_path / "none.h5", tmp_path / "r.parquet", EPSILON, key="k")
+
+
+@pytest.mark.parametrize(("quantile", "name"), [(0.25, "q25"), (0.05, "q05"), (0.07, "q07"), (0.995, "q99.5")])
+def test_names_of_quantiles(quantile: float, name: str) -> None:
+    assert quantile_name(quantile) == name
