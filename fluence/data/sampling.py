@@ -1,0 +1,89 @@
+"""Chance in training: which image comes when, which is mirrored, and the noise of the latents.
+
+Every random number is a pure function of the run's seed, its purpose and its place in the training. So nothing depends
+on how many processes share the work, and a training that continues draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fluence.data.images import ResidentImages
+
+
+def derived_seed(seed: int, purpose: str, *place: int) -> int:
+    """A seed in [0, 2⁶³) for one purpose at one place, such as `derived_seed(0, "noise", epoch, batch)`."""
+    words = "/".join(map(str, (seed, purpose, *place)))
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a global batch that one process works on.
+
+    Attributes:
+        images: float32 [share, 3, H, W] in [0, 1].
+        noise: standard normal, float32 [share, *latent_shape].
+    """
+
+    images: Tensor
+    noise: Tensor
+
+
+class Sampler:
+    """Deals the training images out: each once per epoch, in an order that is new in every epoch.
+
+    An epoch drops its last batch if it is incomplete; a set smaller than one batch is one batch.
+
+    Args:
+        images: the training images.
+        batch_size: images per optimiser step, over all processes.
+        latent_shape: shape of one image's noise.
+        seed: the run's seed.
+        horizontal_flip: mirror each image in about half of the epochs.
+        rank: which of the `world_size` shares of each batch to deal out.
+    """
+
+    def __init__(
+        self, images: ResidentImages, batch_size: int, latent_shape: tuple[int, ...], *, seed: int,
+        horizontal_flip: bool, device: torch.device, rank: int = 0, world_size: int = 1,
+    ) -> None:  # fmt: skip
+        self.batch_size = min(batch_size, len(images))
+        self.batches_per_epoch = len(images) // self.batch_size
+        self._images, self._latent_shape = images, latent_shape
+        self._seed, self._horizontal_flip, self._device = seed, horizontal_flip, device
+        self._share = share_of(self.batch_size, rank, world_size)
+        self._noise = torch.Generator(device)
+        self._epoch = -1
+
+    def share(self, epoch: int, batch: int) -> Share:
+        """This process' part of one batch of one epoch."""
+        if epoch != self._epoch:
+            self._shuffle(epoch)
+        start = batch * self.batch_size
+        chosen = self._order[start : start + self.batch_size][self._share]
+        flip = self._flip[chosen] if self._horizontal_flip else None
+        return Share(self._images.batch(chosen, flip), self._noise_of(epoch, batch)[self._share])
+
+    def _shuffle(self, epoch: int) -> None:
+        """Order and mirroring of a whole epoch go to the device at once: a step then copies nothing there."""
+        order = np.random.default_rng(derived_seed(self._seed, "order", epoch)).permutation(len(self._images))
+        flip = np.random.default_rng(derived_seed(self._seed, "flip", epoch)).random(len(self._images)) < 0.5
+        self._order = torch.from_numpy(order).to(self._device)
+        self._flip = torch.from_numpy(flip).to(self._device)
+        self._epoch = epoch
+
+    def _noise_of(self, epoch: int, batch: int) -> Tensor:
+        """Noise of the whole batch, from which every process takes its share."""
+        self._noise.manual_seed(derived_seed(self._seed, "noise", epoch, batch))
+        return torch.randn((self.batch_size, *self._latent_shape), generator=self._noise, device=self._device)
+
+
+def share_of(num_images: int, rank: int, world_size: int) -> slice:
+    """The rank's contiguous part of `num_images`; parts differ by one image at most."""
+    return slice(num_images * rank // world_size, num_images * (rank + 1) // world_size)

@@ -1,0 +1,7 @@
+"""Training: from packed images and a model's settings to weights, and everything needed to continue when killed."""
+
+from fluence.training.distributed import Ranks
+from fluence.training.loop import train
+from fluence.training.task import TrainSpec, TrainSummary
+
+__all__ = ["Ranks", "TrainSpec", "TrainSummary", "train"]

@@ -1,0 +1,72 @@
+"""How far a training has come: a small file for `fluence status`, and a bar for whoever watches."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from tqdm import tqdm
+
+from fluence.store.files import write_json
+
+INTERVAL_S = 3.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a training: epochs and steps done, and how many there are."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+
+
+class Progress:
+    """Tells how far a training has come, at most every few seconds.
+
+    Args:
+        path: the JSON file.
+        place: where the training stands.
+        title: what to write beside the bar.
+        active: whether this process is the one that tells.
+        quiet: no bar. There is none either where standard error is no terminal.
+    """
+
+    def __init__(self, path: Path, place: Place, *, title: str, active: bool, quiet: bool) -> None:
+        self._path, self._active = path, active
+        self._bar = tqdm(
+            total=place.steps, initial=place.step, desc=title, unit="step", dynamic_ncols=True, leave=False,
+            disable=quiet or not active or not sys.stderr.isatty(),
+        )  # fmt: skip
+        self._told_s = self._started_s = time.monotonic()
+        self._num_images = 0
+        self._loss: float | None = None
+
+    def advance(self, num_images: int) -> bool:
+        """Counts one step; True if it is time to `tell` again."""
+        self._bar.update()
+        self._num_images += num_images
+        return self._active and time.monotonic() - self._told_s >= INTERVAL_S
+
+    def tell(self, place: Place, loss: float | None) -> None:
+        """Writes the file; without a loss, and with one that is no number, the loss told before stays."""
+        if not self._active:
+            return
+        self._told_s = time.monotonic()
+        if loss is not None and math.isfinite(loss):
+            self._loss = loss
+        speed = self._num_images / max(self._told_s - self._started_s, 1e-9)
+        facts = {"loss": self._loss, "images_per_s": round(speed, 1), "updated": time.time()}
+        write_json(self._path, {**vars(place), **facts})
+        self._bar.set_postfix(epoch=f"{place.epoch}/{place.epochs}", loss=self._loss, refresh=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
