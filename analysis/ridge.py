@@ -103,7 +103,8 @@ def fit(features: np.ndarray, targets: np.ndarray, division: Division) -> Fit:
 def out_of_fold(features: np.ndarray, score: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Prediction of each image by a nested ridge regression that was fitted on the other folds, float64 [n].
 
-    The penalty is chosen inside the training folds by leave-one-out, which ridge regression has in closed form.
+    The penalty is chosen inside the training folds by leave-one-out, which ridge regression has in closed form. That
+    inner choice does not know of clusters: a duplicate may make the penalty too small, but no estimate too high.
 
     Args:
         features: float64 [n, p].

@@ -251,7 +251,8 @@ def noise_ceiling(rated: pd.DataFrame, score: str, seed: int) -> pd.DataFrame:
             error = (known[f"{score}_sd"] ** 2 / known["n_ratings"]).mean()
             ceiling = float(1 - error / known["score"].var())
             rows.append(("sd and n", len(known), float(known["n_ratings"].mean()), ceiling))
-    return pd.DataFrame(rows, columns=["method", "n", "num_raters", "ceiling_r2"])
+    table = pd.DataFrame(rows, columns=["method", "n", "num_raters", "ceiling_r2"])
+    return table[table["ceiling_r2"].notna()].reset_index(drop=True)
 
 
 def split_half(ratings: np.ndarray, seed: int) -> float:
@@ -261,6 +262,9 @@ def split_half(ratings: np.ndarray, seed: int) -> float:
         ratings: float64 [images, raters], NaN where a rater has not seen an image.
         seed: of the halvings.
 
+    Returns:
+        In (−∞, 1]; NaN if hardly an image was seen by raters of both halves.
+
     Source: Spearman 1910; Brown 1910.
     """
     rng = np.random.default_rng(seed)
@@ -269,9 +273,10 @@ def split_half(ratings: np.ndarray, seed: int) -> float:
         order = rng.permutation(ratings.shape[1])
         first, second = (_mean_over(ratings[:, half]) for half in np.array_split(order, 2))
         both = np.isfinite(first) & np.isfinite(second)
-        r = stats.pearsonr(first[both], second[both]).statistic
-        reliabilities.append(2 * r / (1 + r))
-    return float(np.mean(reliabilities))
+        if not why_untestable(first[both], second[both]):
+            r = stats.pearsonr(first[both], second[both]).statistic
+            reliabilities.append(2 * r / (1 + r))
+    return float(np.mean(reliabilities)) if reliabilities else float("nan")
 
 
 def _mean_over(ratings: np.ndarray) -> np.ndarray:

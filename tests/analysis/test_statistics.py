@@ -220,6 +220,14 @@ def test_split_half_uses_the_raters_that_there_are() -> None:
     assert split_half(ratings, 0) == pytest.approx(1 / (1 + 1 / 6), abs=0.04)
 
 
+def test_raters_who_never_saw_the_same_images_give_no_ceiling() -> None:
+    ratings = np.full((40, 2), np.nan)
+    ratings[:20, 0], ratings[20:, 1] = np.arange(20), np.arange(20)
+    assert np.isnan(split_half(ratings, 0))
+    rated = pd.DataFrame(ratings, columns=["rater_0", "rater_1"]).assign(score=1.0)
+    assert noise_ceiling(rated, "beauty", 0).empty
+
+
 def test_over_seeds_by_hand() -> None:
     table = pd.DataFrame(
         {"model": ["a", "a", "a", "b"], "n": [50, 40, 50, 9], "r": [0.1, 0.3, np.nan, -0.5], "q": [1.0, 2, 3, 4]}
