@@ -47,7 +47,8 @@ def pixel_gini(pixels: np.ndarray) -> np.ndarray:
     Source: Hurley & Rickard (2009), Comparing measures of sparsity, IEEE Trans. Inf. Theory 55.
     """
     num_values = math.prod(pixels.shape[1:])
-    values = np.sort(pixels.reshape(len(pixels), num_values), axis=1).astype(np.float64)
+    ordered = np.sort(pixels.reshape(len(pixels), num_values), axis=1, kind="stable")  # a radix sort for bytes
+    values = ordered.astype(np.float64)
     weights = 2.0 * np.arange(1, num_values + 1) - num_values - 1
     total = values.sum(axis=1)
     with np.errstate(invalid="ignore"):

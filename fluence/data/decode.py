@@ -12,6 +12,7 @@ Rules, so that two people pack the same pixels:
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -55,14 +56,9 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.width * image.height > _MOST_PIXELS:
         raise Undecodable(_TOO_LARGE)
     image.load()
-    return _rgb(_upright(image))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block says nothing about the orientation
-        return image
+    with contextlib.suppress(Exception):  # a damaged EXIF block says nothing about the orientation
+        ImageOps.exif_transpose(image, in_place=True)
+    return _rgb(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -75,7 +71,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         opaque = Image.new("RGBA", image.size, _WHITE)
         opaque.alpha_composite(image.convert("RGBA"))
         return opaque.convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _square(image: Image.Image, size_px: int, fit: Fit) -> Image.Image:
