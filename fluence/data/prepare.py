@@ -9,6 +9,7 @@ import hashlib
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 4 * 2**20
 _CHUNK_IMAGES = 32
 _CHUNKS_PER_WORKER = 3  # one being decoded, one waiting for it, one waiting to be written
+_GRACE_S = 0.5  # SIGTERM to the whole group may end the workers first: the parent's own handler gets its say
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def _in_order(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
+        time.sleep(_GRACE_S)
         raise RunError(
             "a process that decodes images was killed, probably for want of memory; give the task more memory or "
             "fewer workers and start again"
@@ -152,10 +155,11 @@ _interrupted: Event | None = None
 
 
 def _start_worker(interrupted: Event) -> None:
-    """Leaves Ctrl-C to the parent, which says when to stop, and ends when the parent is gone."""
+    """Leaves Ctrl-C and Slurm's signal to the parent, which says when to stop, and ends when the parent is gone."""
     global _interrupted
     _interrupted = interrupted
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
