@@ -101,8 +101,8 @@ def _blocked_by(need: Planned) -> str:
 def _ended(task: Task, outcome: Outcome, layout: Layout) -> Planned | None:
     if outcome.status == "done" and not output_of(task, layout).exists():
         return None
-    reason = outcome.reason or "nothing changed since it was done"
-    return Planned(task, outcome.status, reason)
+    unchanged = "nothing changed since it was done"
+    return Planned(task, outcome.status, unchanged if outcome.status == "done" else outcome.reason)
 
 
 def _why(task: Task, outcome: Outcome | None, layout: Layout) -> str:

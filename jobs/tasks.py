@@ -14,8 +14,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fluence.errors import Diverged, FluenceError, Interrupted, Skipped
 from fluence.layout import Layout
@@ -52,6 +53,14 @@ class Context:
     tasks: tuple[Task, ...]
     execution: Execution
     stop: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage's body has to say about its result, in words and in figures."""
+
+    text: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class StopFlag:
@@ -101,16 +110,16 @@ def run_task(snapshot: Path, stage: str, name: str, execution: Execution, stop: 
     task = next(p.task for p in plan(tasks, layout) if p.task.id == f"{stage}/{name}")
     context = Context(taken.study, layout, tasks, execution, stop)
     try:
-        reason = BODIES[stage](task, context)
-        outcome = _outcome(task, "done", reason or "", started, tasks)
+        result = BODIES[stage](task, context)
+        outcome = _outcome(task, "done", result, started, tasks)
     except Interrupted as interruption:
         print(interruption, flush=True)
         return EXIT_INTERRUPTED
     except FluenceError as error:
-        outcome = _outcome(task, _status(error), str(error), started, tasks)
+        outcome = _outcome(task, _status(error), Result(str(error)), started, tasks)
     except Exception as error:
         traceback.print_exc()
-        outcome = _outcome(task, "failed", f"{type(error).__name__}: {error}", started, tasks)
+        outcome = _outcome(task, "failed", Result(f"{type(error).__name__}: {error}"), started, tasks)
     print(f"{task.label}: {outcome.status}{': ' + outcome.reason if outcome.reason else ''}", flush=True)
     if os.environ.get("RANK", "0") == "0":
         write_outcome(layout.outcome(stage, name), outcome)
@@ -121,13 +130,14 @@ def _status(error: FluenceError) -> Status:
     return "skipped" if isinstance(error, Skipped) else "diverged" if isinstance(error, Diverged) else "failed"
 
 
-def _outcome(task: Task, status: Status, reason: str, started: float, tasks: tuple[Task, ...]) -> Outcome:
+def _outcome(task: Task, status: Status, result: Result, started: float, tasks: tuple[Task, ...]) -> Outcome:
     keys = {other.id: other.key for other in tasks}
     inputs = {need: keys[need] for need in task.needs}
-    return Outcome(status, task.key, reason, task.section, provenance(started, inputs))
+    record = {**provenance(started, inputs), "facts": result.facts}
+    return Outcome(status, task.key, result.text, task.section, record)
 
 
-def _pack(task: Task, context: Context) -> str:
+def _pack(task: Task, context: Context) -> Result:
     from fluence.data.pack import pack
 
     dataset = context.study.data.datasets[task.name]
@@ -139,10 +149,11 @@ def _pack(task: Task, context: Context) -> str:
         num_workers=context.execution.num_workers,
         attributes={"key": task.key, "dataset": task.name},
     )
-    return "; ".join(summary.lines)
+    facts = {"num_images": summary.num_images, "num_problems": summary.num_problems}
+    return Result("; ".join(summary.lines), facts)
 
 
-def _train(task: Task, context: Context) -> str:
+def _train(task: Task, context: Context) -> Result:
     from fluence.training import TrainSpec, train
 
     assert task.run is not None
@@ -153,14 +164,15 @@ def _train(task: Task, context: Context) -> str:
         run=run,
         layout=layout,
         packed=layout.packed(study.data.training),
+        group_by=study.data.group_by,
         min_group_size=study.data.min_group_size,
         key=task.key,
     )
     summary = train(spec, stop=context.stop, checkpoint_interval_s=context.execution.checkpoint_interval_s, quiet=True)
-    return summary.line
+    return Result(f"epoch {summary.chosen_epoch} of {summary.epochs} kept", asdict(summary))
 
 
-def _extract(task: Task, context: Context) -> str:
+def _extract(task: Task, context: Context) -> Result:
     from fluence.activations import ExtractSpec, extract
 
     assert task.run is not None
@@ -177,32 +189,32 @@ def _extract(task: Task, context: Context) -> str:
         key=task.key,
     )
     extract(spec, stop=context.stop)
-    return ""
+    return Result()
 
 
-def _measure(task: Task, context: Context) -> str:
+def _measure(task: Task, context: Context) -> Result:
     from analysis.measure import measure
 
     epsilon, layout = context.study.analysis.epsilon, context.layout
     measure(layout.activations(task.name), layout.metrics(task.name), epsilon, key=task.key)
-    return ""
+    return Result()
 
 
-def _analyse(_: Task, context: Context) -> str:
+def _analyse(_: Task, context: Context) -> Result:
     from analysis.analyse import analyse
 
     analyse(context.study, context.layout, run_rows(plan(context.tasks, context.layout)))
-    return ""
+    return Result()
 
 
-def _report(_: Task, context: Context) -> str:
+def _report(_: Task, context: Context) -> Result:
     from analysis.report import write_report
 
     write_report(context.study, context.layout, run_rows(plan(context.tasks, context.layout)))
-    return ""
+    return Result()
 
 
-BODIES: dict[str, Callable[[Task, Context], str]] = {
+BODIES: dict[str, Callable[[Task, Context], Result]] = {
     "pack": _pack,
     "train": _train,
     "extract": _extract,

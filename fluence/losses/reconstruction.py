@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import lpips
 import torch
 from torch import Tensor, nn
 
 from fluence.errors import ArtifactError, StudyError
 from fluence.losses.weights import RANDOM, find_weights
+
+if TYPE_CHECKING:
+    import lpips
 
 SSIM_WINDOW_PX, SSIM_SIGMA_PX = 11, 1.5
 SSIM_K1, SSIM_K2 = 0.01, 0.03
@@ -123,6 +126,8 @@ class Lpips(nn.Module):
 
 def _lpips_with_random_trunk(net: str) -> lpips.LPIPS:
     """The package's network, without its download; the same random numbers every time."""
+    import lpips  # with torchvision, half of a short task's start: only where LPIPS is asked for
+
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The parameter 'pretrained' is deprecated", UserWarning)
         warnings.filterwarnings("ignore", "Arguments other than a weight enum", UserWarning)
