@@ -1,0 +1,28 @@
+"""The figures of the report. Nothing else touches matplotlib.
+
+Each function takes tables and arrays and returns a matplotlib figure; `draw` gives it the common look, writes it as PNG
+and PDF, and hands it to the report as a `Plate`.
+"""
+
+from analysis.figures.effects import correlations_by_layer, epsilon_sweep, estimators, forest, gain_over_confounds
+from analysis.figures.images import covariate_correlations, distributions, ratings_by_group, scatter
+from analysis.figures.plate import Plate, colour_of, draw
+from analysis.figures.training import Strip, loss_curves, reconstructions
+
+__all__ = [
+    "Plate",
+    "Strip",
+    "colour_of",
+    "correlations_by_layer",
+    "covariate_correlations",
+    "distributions",
+    "draw",
+    "epsilon_sweep",
+    "estimators",
+    "forest",
+    "gain_over_confounds",
+    "loss_curves",
+    "ratings_by_group",
+    "reconstructions",
+    "scatter",
+]

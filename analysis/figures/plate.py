@@ -1,0 +1,140 @@
+"""One look for all figures, and the one way a figure reaches the disk and the report."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fluence.store.files import atomic_path
+
+ONE_COLUMN_IN, TWO_COLUMNS_IN = 3.5, 7.0
+_DPI = 200
+INK, MUTED, PALE = "#1a1a1a", "#767676", "#eeeeee"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe & Ito 2008, without the yellow, which vanishes on white."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LOOK: Any = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.5,
+    "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # names come from users: a dollar sign is a dollar sign
+    "pdf.fonttype": 42,
+}
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure on its way into the report.
+
+    Attributes:
+        name: stem of its files.
+        title: what it shows.
+        caption: how to read it.
+        image: its bytes.
+        media_type: `image/png`, or `image/jpeg` for photographs.
+        width_px: width of the image.
+        height_px: height of the image.
+    """
+
+    name: str
+    title: str
+    caption: str
+    image: bytes
+    media_type: str
+    width_px: int
+    height_px: int
+
+
+def draw(folder: Path, name: str, title: str, caption: str, figure_of: Callable[..., Figure], *args: Any) -> Plate:
+    """Draws a figure in the common look and writes it to `folder` as PNG and PDF.
+
+    Args:
+        folder: where the files go.
+        name: stem of the files.
+        title: for the report.
+        caption: for the report.
+        figure_of: one of the functions of this package, called with `args`.
+        args: what the figure is drawn from.
+    """
+    with look():
+        figure = figure_of(*args)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it is laid out now; saving would do it again
+        files = {kind: _saved(figure, kind) for kind in ("png", "pdf")}
+        for kind, content in files.items():
+            with atomic_path(folder / f"{name}.{kind}") as temporary:
+                temporary.write_bytes(content)
+        photographs = any(axes.images for axes in figure.axes)
+        image = _saved(figure, "jpeg") if photographs else files["png"]
+    width, height = (round(side * _DPI) for side in figure.get_size_inches())
+    media_type = "image/jpeg" if photographs else "image/png"
+    return Plate(name, title, caption, image, media_type, width, height)
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """The settings of all figures, and silence about letters that the font lacks."""
+    with mpl.rc_context(_LOOK), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+        yield
+
+
+def _saved(figure: Figure, kind: str) -> bytes:
+    options: Any = {
+        "png": {"metadata": {"Software": None}},
+        "pdf": {"metadata": {"CreationDate": None, "Producer": None, "Creator": None}},
+        "jpeg": {"pil_kwargs": {"quality": 88, "optimize": True}},
+    }[kind]
+    target = io.BytesIO()
+    figure.savefig(target, format=kind, dpi=_DPI, facecolor="white", **options)
+    return target.getvalue()
+
+
+def colour_of(names: Sequence[str]) -> dict[str, str]:
+    """The colour of each name, by its position."""
+    return {name: COLOURS[position % len(COLOURS)] for position, name in enumerate(names)}
+
+
+def marker_of(names: Sequence[str]) -> dict[str, str]:
+    """The marker of each name, by its position, so that no figure depends on colour alone."""
+    return {name: MARKERS[position % len(MARKERS)] for position, name in enumerate(names)}
+
+
+def zero_line(axes: Axes, *, axis: Literal["x", "y"] = "y") -> None:
+    """A thin line where nothing is found."""
+    line = axes.axhline if axis == "y" else axes.axvline
+    line(0, color=MUTED, linewidth=0.6, zorder=0)
+
+
+def shorten(text: str, length: int = 28) -> str:
+    """Text that fits on an axis."""
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,341 @@
+"""The methods paragraph of the report, written from the settings that were actually used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from fluence.study import (
+    ConvLatent,
+    CsvDataset,
+    Dataset,
+    LpipsLoss,
+    PixelLoss,
+    Reconstruction,
+    SsimLoss,
+    Study,
+    SyntheticDataset,
+    VaeModel,
+)
+
+_SOURCES = {
+    "vae": "Kingma DP, Welling M (2014). Auto-encoding variational Bayes. ICLR.",
+    "beta": "Higgins I et al. (2017). β-VAE: learning basic visual concepts with a constrained variational framework. "
+    "ICLR.",
+    "vgg": "Simonyan K, Zisserman A (2015). Very deep convolutional networks for large-scale image recognition. ICLR.",
+    "pixelshuffle": "Shi W et al. (2016). Real-time single image and video super-resolution using an efficient "
+    "sub-pixel convolutional neural network. CVPR.",
+    "adam": "Kingma DP, Ba J (2015). Adam: a method for stochastic optimization. ICLR.",
+    "adamw": "Loshchilov I, Hutter F (2019). Decoupled weight decay regularization. ICLR.",
+    "ssim": "Wang Z, Bovik AC, Sheikh HR, Simoncelli EP (2004). Image quality assessment: from error visibility to "
+    "structural similarity. IEEE Trans Image Process 13:600–612.",
+    "lpips": "Zhang R, Isola P, Efros AA, Shechtman E, Wang O (2018). The unreasonable effectiveness of deep features "
+    "as a perceptual metric. CVPR.",
+    "gini": "Hurley N, Rickard S (2009). Comparing measures of sparsity. IEEE Trans Inf Theory 55:4723–4741.",
+    "ridge": "Hoerl AE, Kennard RW (1970). Ridge regression: biased estimation for nonorthogonal problems. "
+    "Technometrics 12:55–67.",
+    "permutation": "Phipson B, Smyth GK (2010). Permutation p-values should never be zero. Stat Appl Genet Mol Biol "
+    "9:39.",
+    "bh": "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate. J R Stat Soc B 57:289–300.",
+    "max-r": "Westfall PH, Young SS (1993). Resampling-based multiple testing. Wiley.",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the settings cannot tell, because it only turned out.
+
+    Attributes:
+        num_training: training images that were kept; None if the packed file is missing.
+        num_rated: rated images that were kept.
+        num_excluded: images that were left out, by data set.
+        epochs_run: fewest and most epochs over the runs of each model.
+        layers: number of recorded layers of each model.
+        num_runs: runs of the grid, and those of them that are done.
+        versions: package: version.
+        commit: commit of the code.
+        missing_covariates: covariates that the study names and the data lack.
+    """
+
+    num_training: int | None = None
+    num_rated: int | None = None
+    num_excluded: Mapping[str, int] = field(default_factory=dict)
+    epochs_run: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    layers: Mapping[str, int] = field(default_factory=dict)
+    num_runs: tuple[int, int] = (0, 0)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commit: str = ""
+    missing_covariates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The methods, ready to be pasted into a paper: titled paragraphs, and the references they cite."""
+
+    paragraphs: tuple[tuple[str, str], ...]
+    references: tuple[str, ...]
+
+
+def write_methods(study: Study, facts: Facts) -> Methods:
+    """Writes the methods from the settings and from what turned out."""
+    paragraphs = (
+        ("Images", _images(study, facts)),
+        ("Models", _models(study, facts)),
+        ("Training", _training(study)),
+        ("Metrics", _metrics(study, facts)),
+        ("Statistics", _statistics(study, facts)),
+        ("Software", _software(facts)),
+    )
+    return Methods(tuple((title, " ".join(text.split())) for title, text in paragraphs), _references(study))
+
+
+def effective_beta(model: VaeModel, image_size_px: int) -> float:
+    """β on the scale on which reconstruction losses are sums over the pixel values and have weight 1.
+
+    Dividing the whole loss by what one pixel value weighs: a sum weighs w, a mean over N = 3 · image_size_px² values
+    weighs w / N.
+
+    Source: Higgins et al. 2017, appendix A.1.
+    """
+    num_values = 3 * image_size_px**2
+    per_value = sum(t.weight if isinstance(t, PixelLoss) else t.weight / num_values for t in model.reconstruction)
+    return model.kl_weight / per_value
+
+
+def _images(study: Study, facts: Facts) -> str:
+    data = study.data
+    shape = {"crop": "cropped centrally to a square", "pad": "padded to a square"}[data.fit]
+    size = f"{data.image_size_px} × {data.image_size_px} px"
+    excluded = sum(facts.num_excluded.values())
+    words = [
+        f"Models were trained on {_count(facts.num_training, 'image')} of {_dataset(study, data.training)} and applied "
+        f"to {_count(facts.num_rated, 'rated image')} of {_dataset(study, data.rated)}; the ratings are the column "
+        f"“{data.score}”.",
+        f"Images were {shape} and resized to {size} RGB with antialiasing, never stretched.",
+        f"{_count(excluded, 'image')} could not be used and {'was' if excluded == 1 else 'were'} left out; they are "
+        "listed with their reasons."
+        if excluded
+        else "No image was left out.",
+        f"Groups are the combinations of {_listing(data.group_by)}.",
+    ]
+    if data.training == data.rated:
+        words.append("The models thus were trained on the rated images themselves (not on their ratings).")
+    return " ".join(words)
+
+
+def _dataset(study: Study, name: str) -> str:
+    dataset: Dataset = study.data.datasets[name]
+    if isinstance(dataset, SyntheticDataset):
+        planted = (
+            f"a planted effect of {dataset.effect.property.replace('_', ' ')} on true beauty (R² = "
+            f"{dataset.effect.r2:g})"
+            if dataset.effect
+            else "no planted effect"
+        )
+        return (
+            f"“{name}” (synthetic parametric faces with {planted}, {dataset.num_raters} simulated raters with an "
+            f"error of {dataset.rater_noise_sd:g} SD each)"
+        )
+    what = {
+        "cfd": "Chicago Face Database 3.0, Ma, Correll & Wittenbrink 2015",
+        "fairface": "FairFace, Kärkkäinen & Joo 2021",
+        "folder": "a folder of images",
+        "csv": f"a folder of images with the table {dataset.manifest}" if isinstance(dataset, CsvDataset) else "",
+    }
+    return f"“{name}” ({what[dataset.kind]})"
+
+
+def _models(study: Study, facts: Facts) -> str:
+    groups = study.grid.groups
+    own = [group for group in groups if group != "all"]
+    words = [_model(study, name, facts) for name in study.model_names]
+    if own:
+        general = "on the images of all groups together and " if "all" in groups else ""
+        words.append(
+            f"Each model was trained {general}separately on the images of {_count(len(own), 'group')} "
+            f"({_listing(own)})."
+        )
+    num_runs, num_done = facts.num_runs
+    words.append(
+        f"Every training was done with {_count(len(study.grid.seeds), 'seed')} ({_listing(study.grid.seeds)}), which "
+        f"makes {_count(num_runs, 'run')}, {num_done} of them complete."
+    )
+    return " ".join(words)
+
+
+def _model(study: Study, name: str, facts: Facts) -> str:
+    model = study.models[name]
+    norm = {"none": "no", "batch": "batch", "instance": "instance"}[model.norm]
+    width = "" if model.width == 1 else f" with {model.width:g} times the usual number of channels"
+    beta = effective_beta(model, study.data.image_size_px)
+    same = "" if abs(beta - model.kl_weight) < 1e-9 else f" (effective β on the scale of a sum over pixels: {beta:.3g})"
+    return (
+        f"“{name}” is a convolutional variational autoencoder (Kingma & Welling 2014), {_architecture(model)}{width}, "
+        f"{_latent(model)}, {norm} normalisation, and a decoder that enlarges by PixelShuffle (Shi et al. 2016). Its "
+        f"loss is {_listing([_term(t) for t in model.reconstruction])}, plus β = {model.kl_weight:g} times the KL "
+        f"divergence from N(0, I), summed over the latent numbers{same}; the mean over the batch was minimised. "
+        f"{_epochs(study, name, facts)}"
+    )
+
+
+def _architecture(model: VaeModel) -> str:
+    match model.architecture:
+        case "small":
+            return "with an encoder of 5 convolutions and a decoder of 5"
+        case "vgg16-5":
+            return "with the 13 convolutions of VGG16 (Simonyan & Zisserman 2015) as encoder and a decoder of 5"
+        case other:
+            assert_never(other)
+
+
+def _latent(model: VaeModel) -> str:
+    latent = model.latent
+    if isinstance(latent, ConvLatent):
+        return f"a convolutional latent of {latent.channels} channels"
+    return f"a fully connected latent of {latent.size} numbers"
+
+
+def _term(term: Reconstruction) -> str:
+    weight = "" if term.weight == 1 else f"{term.weight:g} times "
+    match term:
+        case PixelLoss():
+            return f"{weight}the sum of {'absolute' if term.loss == 'l1' else 'squared'} pixel differences"
+        case SsimLoss():
+            return f"{weight}1 − SSIM (Wang et al. 2004)"
+        case LpipsLoss():
+            return f"{weight}LPIPS ({term.net}, {_trunk(term.weights)}; Zhang et al. 2018)"
+        case other:
+            assert_never(other)
+
+
+def _trunk(weights: str) -> str:
+    if weights == "random":
+        return "with random weights, hence no perceptual distance"
+    return "ImageNet weights" if weights == "imagenet" else "weights from a file"
+
+
+def _epochs(study: Study, name: str, facts: Facts) -> str:
+    planned = study.training_of(name).epochs
+    if planned == 0:
+        return "It was left untrained, as a negative control."
+    if name not in facts.epochs_run:
+        return f"It was to be trained for {_count(planned, 'epoch')}; no run got that far."
+    fewest, most = facts.epochs_run[name]
+    if fewest == most:
+        early = "" if most == planned else f" of the {planned} foreseen"
+        return f"It was trained for {_count(most, 'epoch')}{early}."
+    return f"It was trained for {fewest} to {most} epochs (at most {planned})."
+
+
+def _training(study: Study) -> str:
+    training = study.training
+    optimiser = (
+        f"AdamW (Loshchilov & Hutter 2019; weight decay {training.weight_decay:g})"
+        if training.weight_decay
+        else "Adam (Kingma & Ba 2015)"
+    )
+    schedule = "followed by a cosine decay to zero" if training.schedule == "cosine" else "then constant"
+    words = [
+        f"{optimiser} minimised the loss in batches of {training.batch_size} images, with a learning rate of "
+        f"{training.learning_rate:g} reached after {training.warmup_epochs:g} epochs of linear warm-up, {schedule}.",
+        f"{training.validation_fraction:.0%} of the training images were held out for validation, unless the data set "
+        "came with a split of its own.",
+    ]
+    if training.gradient_clip_norm:
+        words.append(f"Gradients were clipped to an L2 norm of {training.gradient_clip_norm:g}.")
+    if training.kl_warmup_epochs:
+        words.append(f"The KL term was faded in over {training.kl_warmup_epochs:g} epochs.")
+    if training.horizontal_flip:
+        words.append("Images were mirrored at random.")
+    if training.early_stopping_epochs:
+        words.append(
+            f"Training stopped after {training.early_stopping_epochs} epochs without a better validation loss."
+        )
+    return " ".join([*words, *_overrides(study)])
+
+
+def _overrides(study: Study) -> list[str]:
+    """One sentence for each model that has training settings of its own, besides its number of epochs."""
+    sentences = []
+    for name in study.model_names:
+        own = study.models[name].training.model_dump(exclude_none=True, exclude={"epochs"})
+        if own:
+            settings = _listing([f"{key.replace('_', ' ')} {value:g}" for key, value in own.items()])
+            sentences.append(f"“{name}” had settings of its own: {settings}.")
+    return sentences
+
+
+def _metrics(study: Study, facts: Facts) -> str:
+    epsilon, record = study.analysis.epsilon, study.record
+    tap = {"post": "after", "pre": "before"}[record.tap]
+    which = "every convolution of the encoder and the latent means" if record.layers == "encoder" else "chosen layers"
+    counts = _listing([f"{n} in “{name}”" for name, n in facts.layers.items()])
+    errors = ["L1", "L2", "1 − SSIM"]
+    if record.lpips:
+        errors.append(f"LPIPS ({record.lpips.net}, {_trunk(record.lpips.weights)})")
+    return (
+        f"Each rated image was passed through each network in evaluation mode, with the latent at its mean, and the "
+        f"activations of {which} were recorded {tap} the non-linearity{f' ({counts} layers)' if counts else ''}. "
+        f"For each image and layer we computed the Gini index of the magnitudes (Hurley & Rickard 2009; high where few "
+        f"units carry the activity) and Lε, the share of units whose magnitude exceeds ε (low where few units are "
+        f"active). ε is, for each layer, the {epsilon.report:g} quantile of the non-zero magnitudes over "
+        f"{record.reference_images} training images, so that no rated image takes part in its choice; "
+        f"{_listing([f'{q:g}' for q in epsilon.quantiles])} were computed. The reconstruction error of each image was "
+        f"measured as {_listing(errors)}."
+    )
+
+
+def _statistics(study: Study, facts: Facts) -> str:
+    analysis, ridge = study.analysis, study.analysis.ridge
+    used = [name for name in analysis.covariates if name not in facts.missing_covariates]
+    missing = f" ({_listing(facts.missing_covariates)} not available)" if facts.missing_covariates else ""
+    decides = {
+        "bh": "the Benjamini-Hochberg adjusted p (Benjamini & Hochberg 1995)",
+        "max-r": "the p adjusted by the permutation distribution of the largest |r| (Westfall & Young 1993)",
+    }[analysis.correction]
+    return (
+        f"Each metric was correlated with the ratings (Pearson and Spearman). p-values rest on "
+        f"{analysis.permutations:,} permutations of the ratings within groups, (1 + #)/(1 + B) (Phipson & Smyth 2010); "
+        f"{decides} decides what is called significant at level {1 - analysis.confidence:.2g}. "
+        f"Predictive power is the pooled out-of-fold R², 1 − Σ(y − ŷ)²/Σ(y − ȳ)², of ridge regression (Hoerl & Kennard "
+        f"1970) on standardised predictors, its penalty chosen inside each training fold; {ridge.folds} shuffled "
+        f"folds, stratified by group, with the images of a person and duplicates kept on one side, and "
+        f"{ridge.repeats} random divisions. It can be negative. "
+        f"The confound baseline holds {_listing(used) or 'nothing'}{missing}; Δ R² is "
+        f"the R² of baseline and metrics minus that of the baseline. {analysis.confidence:.0%} intervals of Δ R² come "
+        f"from {analysis.bootstrap:,} bootstrap samples of the images. Several seeds are replicates of the training: "
+        f"their mean and spread are reported. Seed of the analysis: {analysis.seed}."
+    )
+
+
+def _software(facts: Facts) -> str:
+    versions = _listing([f"{name} {version}" for name, version in facts.versions.items()])
+    commit = f" (commit {facts.commit})" if facts.commit and facts.commit != "unknown" else ""
+    return f"fluence{commit}" + (f", with {versions}." if versions else ".")
+
+
+def _references(study: Study) -> tuple[str, ...]:
+    models = [study.models[name] for name in study.model_names]
+    terms = [term.loss for model in models for term in model.reconstruction]
+    trainings = [study.training_of(name) for name in study.model_names]
+    cited = ["vae", "pixelshuffle", "gini", "ssim", "ridge", "permutation", study.analysis.correction]
+    cited += ["vgg"] if any(model.architecture.startswith("vgg") for model in models) else []
+    cited += ["lpips"] if "lpips" in terms or study.record.lpips else []
+    cited += ["beta"] if any(term in ("ssim", "lpips") for term in terms) else []
+    cited += ["adamw"] if any(training.weight_decay for training in trainings) else []
+    cited += ["adam"] if any(not training.weight_decay for training in trainings) else []
+    return tuple(sorted(_SOURCES[key] for key in cited))
+
+
+def _count(number: int | None, noun: str) -> str:
+    """`1 image`, `1,200 images`, or a word for an unknown number."""
+    if number is None:
+        return f"an unknown number of {noun}s"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _listing(items: Iterable[object]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    words = [str(item) for item in items]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""

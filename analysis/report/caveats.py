@@ -1,0 +1,144 @@
+"""What qualifies the results, said before them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from analysis.report.evidence import Evidence
+from analysis.report.page import Caveat, counted, listed
+from analysis.report.summary import untrained_models
+from analysis.tables import covariate_design
+from fluence.study import LpipsLoss, SyntheticDataset
+
+_DETAILS = 40
+_STATUS_WORDS = {
+    "failed": "failed",
+    "diverged": "diverged (a loss became NaN or infinite)",
+    "skipped": "skipped on purpose",
+    "blocked": "never started, because a task before them failed",
+    "unfinished": "unfinished when this report was made",
+}
+
+
+def caveats(evidence: Evidence) -> tuple[Caveat, ...]:
+    """Everything a reader has to know before believing a number, the gravest first."""
+    found = [
+        *_lpips(evidence),
+        *_training_set(evidence),
+        *_runs(evidence),
+        *_unreadable(evidence),
+        *_images(evidence),
+        *_covariates(evidence),
+        *_untrained(evidence),
+        *_seeds(evidence),
+    ]
+    return tuple(sorted(found, key=lambda caveat: not caveat.severe))
+
+
+def missing_covariates(evidence: Evidence) -> tuple[str, ...]:
+    """Covariates that the study names and the rated images lack."""
+    rated = evidence.ratings()
+    if rated.empty:
+        return ()
+    design = covariate_design(rated, evidence.study.analysis.covariates)
+    return (*design.missing, *design.constant)
+
+
+def _lpips(evidence: Evidence) -> Iterator[Caveat]:
+    study = evidence.study
+    losses = [
+        name
+        for name in study.model_names
+        for term in study.models[name].reconstruction
+        if isinstance(term, LpipsLoss) and term.weights == "random"
+    ]
+    if losses:
+        yield Caveat(
+            f"LPIPS was trained on with random weights in {listed(losses)}: this is no perceptual distance.",
+            severe=True,
+        )
+    if study.record.lpips and study.record.lpips.weights == "random":
+        yield Caveat("The LPIPS error was measured with random weights: it is no perceptual distance.", severe=True)
+
+
+def _training_set(evidence: Evidence) -> Iterator[Caveat]:
+    data = evidence.study.data
+    if data.training == data.rated:
+        yield Caveat(
+            "The models were trained on the rated images themselves (not on their ratings). What they learned "
+            "is fitted to these very images, so the results may not hold for faces they have not seen.",
+            severe=True,
+        )
+    if isinstance(data.datasets[data.rated], SyntheticDataset):
+        effect = data.datasets[data.rated].effect  # type: ignore[union-attr]
+        planted = f"a planted effect of R² = {effect.r2:g}" if effect else "no planted effect"
+        yield Caveat(f"The rated faces are synthetic, with {planted}: this is a test of the method, not of people.")
+
+
+def _runs(evidence: Evidence) -> Iterator[Caveat]:
+    for status in sorted({row.status for row in evidence.runs} - {"done"}):
+        rows = [row for row in evidence.runs if row.status == status]
+        words = _STATUS_WORDS.get(status, status)
+        yield Caveat(
+            f"{len(rows)} of {counted(len(evidence.runs), 'run')} {words}; nothing in this report comes from them.",
+            severe=status in ("failed", "unfinished"),
+            details=tuple(f"{row.run.label}: {row.reason or 'no reason given'}" for row in rows),
+        )
+
+
+def _unreadable(evidence: Evidence) -> Iterator[Caveat]:
+    if evidence.missing:
+        yield Caveat("Some results could not be read.", severe=True, details=tuple(evidence.missing[:_DETAILS]))
+
+
+def _images(evidence: Evidence) -> Iterator[Caveat]:
+    for name, packed in evidence.packed.items():
+        problems = packed.problems
+        left_out = problems[problems["kept"] == 0]
+        if len(left_out):
+            yield Caveat(
+                f"{counted(len(left_out), 'image')} of “{name}” could not be used; {len(packed):,} were.",
+                details=_named(left_out),
+            )
+        kept = problems[problems["kept"] != 0]
+        if len(kept):
+            yield Caveat(
+                f"{counted(len(kept), 'image')} of “{name}” {'was' if len(kept) == 1 else 'were'} kept with a "
+                "reservation; duplicates stay on one side of every split.",
+                details=_named(kept),
+            )
+
+
+def _named(problems: pd.DataFrame) -> tuple[str, ...]:
+    lines = [f"{row['path'] or row['image_id']}: {row['reason']}" for _, row in problems.head(_DETAILS).iterrows()]
+    more = len(problems) - len(lines)
+    return (*lines, f"and {more:,} more, listed below") if more > 0 else tuple(lines)
+
+
+def _covariates(evidence: Evidence) -> Iterator[Caveat]:
+    missing = missing_covariates(evidence)
+    if missing:
+        yield Caveat(
+            f"The confound baseline lacks {listed(missing)}, which the rated images lack or which does not vary. "
+            "What it would have explained may be counted for the metrics."
+        )
+
+
+def _untrained(evidence: Evidence) -> Iterator[Caveat]:
+    control = sorted(untrained_models(evidence))
+    if control:
+        yield Caveat(
+            f"{listed(control)} {'was' if len(control) == 1 else 'were'} left untrained on purpose (negative control)."
+        )
+    else:
+        yield Caveat(
+            "There is no untrained network in this study. Without one, no one can tell what the training contributed: "
+            "add a model with `training: {epochs: 0}`."
+        )
+
+
+def _seeds(evidence: Evidence) -> Iterator[Caveat]:
+    if len(evidence.study.grid.seeds) == 1:
+        yield Caveat("Each model was trained once: how much another seed would change the results is unknown.")

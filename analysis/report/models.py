@@ -1,0 +1,84 @@
+"""The chapter on the models: how they trained, and what they make of faces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from analysis import figures
+from analysis.report.evidence import Evidence, Which, sample_strips
+from analysis.report.page import Item, Section, Table, Text, cell, drawn
+from analysis.report.summary import untrained_models
+
+_CAPTIONS: dict[Which, str] = {
+    "rated": "Rated images above what the network makes of them (z = μ). First by the model of all groups, then by the "
+    "models of single groups, each on faces of its own group.",
+    "training": "The same for images of the training set; held-out ones where there are any.",
+}
+
+
+def models(evidence: Evidence) -> Section:
+    """Loss curves and reconstructions of each model."""
+    items: list[Item] = [_table(evidence)]
+    for model in evidence.study.model_names:
+        items += [*_curves(evidence, model), *_reconstructions(evidence, model)]
+    return Section("models", "Models", items)
+
+
+def _curves(evidence: Evidence, model: str) -> Iterator[Item]:
+    curves = evidence.curves[evidence.curves["model"] == model]
+    if model in untrained_models(evidence):
+        yield Text("left untrained: the negative control, whose reconstructions mean nothing.", heading=model)
+    elif curves.empty:
+        yield Text("no run has written a training log, so there are no loss curves.", heading=model, missing=True)
+    else:
+        yield drawn(
+            evidence.layout,
+            f"loss-{model}",
+            f"Training of {model}.",
+            "Each term of the loss by epoch, without its weight; dotted: training images, solid: held-out images. One "
+            "line per seed. Where the lines part, the model has begun to learn its images by heart.",
+            figures.loss_curves,
+            curves,
+            evidence.study.grid.groups,
+        )
+
+
+def _reconstructions(evidence: Evidence, model: str) -> Iterator[Item]:
+    for which, caption in _CAPTIONS.items():
+        strips = sample_strips(evidence, model, which)
+        if strips:
+            title = f"Reconstructions of {which} images by {model}."
+            yield drawn(
+                evidence.layout, f"reconstructions-{which}-{model}", title, caption, figures.reconstructions, strips
+            )
+        else:
+            yield Text(f"no run has kept reconstructions of {which} images.", heading=model, missing=True)
+
+
+def _table(evidence: Evidence) -> Table:
+    """Loss terms on held-out images at the end of training, mean over seeds, for each model and group."""
+    curves = evidence.curves[evidence.curves["run_id"].isin([run.id for run in evidence.done])]
+    if curves.empty:
+        return Table("Loss on held-out images at the end of training", ("model", "group"), ())
+    phase = "validation" if "validation" in set(curves["phase"]) else "train"
+    last = curves[curves["phase"] == phase].sort_values("epoch").groupby(["run_id", "term"], sort=False).tail(1)
+    grouped = last.groupby(["model", "group"], sort=False)
+    terms = list(dict.fromkeys(curves["term"]))
+    rows = []
+    for (model, group), own in grouped:
+        means = own.groupby("term")["value"].mean()
+        numbers = [cell(float(means[term]) if term in means else None, 2) for term in terms]
+        rows.append(
+            (cell(str(model)), cell(str(group)), cell(own["seed"].nunique()), cell(own["epoch"].max()), *numbers)
+        )
+    images = "held-out" if phase == "validation" else "training"
+    return Table(
+        f"Loss terms on {images} images at the end of training, mean over the seeds",
+        ("model", "group", "seeds", "epochs", *(term.removeprefix("reconstruction/") for term in terms)),
+        tuple(sorted(rows, key=lambda row: _place(evidence, row[0].text, row[1].text))),
+        folded=len(rows) > 8,
+    )
+
+
+def _place(evidence: Evidence, model: str, group: str) -> tuple[int, int]:
+    return evidence.study.model_names.index(model), evidence.study.grid.groups.index(group)

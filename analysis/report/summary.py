@@ -1,0 +1,141 @@
+"""The statistics with the seeds put together, and the few questions that the whole report asks of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.measure import RECONSTRUCTION, quantile_name
+from analysis.report.evidence import Evidence
+
+_WHERE = ["model", "trained_on", "scorer", "subset"]
+GENERAL, OWN_GROUP, ALL_IMAGES, POOLED, ALL_METRICS = "general", "own-group", "all", "pooled", "all"
+PREDICTOR_NAMES = {"all": "all metrics", "gini": "Gini", "l_eps": "Lε", "reconstruction": "reconstruction errors"}
+ERROR_NAMES = {"l1_error": "L1", "l2_error": "L2", "ssim_error": "1 − SSIM", "lpips_error": "LPIPS"}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the report says about the statistics, one row for all seeds of a training.
+
+    Attributes:
+        correlations: model, trained_on, scorer, subset, estimator, metric, layer, n, num_seeds, r, r_min, r_max,
+            ci_low, ci_high, p (largest over the seeds, adjusted), significant (in every seed), family_size.
+        ridge: model, trained_on, scorer, subset, predictors, n, num_seeds and the means of the regressions' numbers;
+            delta_min and delta_max over the seeds; p (largest over the seeds, raw).
+    """
+
+    correlations: pd.DataFrame
+    ridge: pd.DataFrame
+
+    def general_correlations(self, estimator: str) -> pd.DataFrame:
+        """Correlations of models trained on all groups, over all rated images."""
+        table = self.correlations
+        if table.empty:
+            return table
+        chosen = (table["scorer"] == GENERAL) & (table["subset"] == ALL_IMAGES) & (table["estimator"] == estimator)
+        return table[chosen]
+
+    def general_ridge(self) -> pd.DataFrame:
+        """Regressions on the metrics of models trained on all groups, over all rated images."""
+        table = self.ridge
+        return table if table.empty else table[(table["scorer"] == GENERAL) & (table["subset"] == ALL_IMAGES)]
+
+    def primary(self, untrained: set[str]) -> pd.DataFrame:
+        """The planned test of each trained model: all its metrics above the confounds, p adjusted over the models.
+
+        Adds `p_models`: Benjamini-Hochberg over the models. Strongest first.
+        """
+        table = self.general_ridge()
+        if table.empty:
+            return table
+        chosen = table[(table["predictors"] == ALL_METRICS) & ~table["model"].isin(untrained)].dropna(subset=["delta"])
+        adjusted = stats.false_discovery_control(chosen["p"]) if len(chosen) else np.array([])
+        return chosen.assign(p_models=adjusted).sort_values("delta", ascending=False)
+
+
+def summarise(evidence: Evidence) -> Summary:
+    """Puts the seeds together."""
+    return Summary(_correlations(evidence.table("correlations")), _ridge(evidence.table("ridge")))
+
+
+def untrained_models(evidence: Evidence) -> set[str]:
+    """Models that were left untrained on purpose: the negative control."""
+    study = evidence.study
+    return {name for name in study.model_names if study.training_of(name).epochs == 0}
+
+
+def reported_metrics(evidence: Evidence) -> dict[str, str]:
+    """The metrics of layers that enter the tests, and their names for people."""
+    quantile = evidence.study.analysis.epsilon.report
+    return {"gini": "Gini", f"l_eps_fraction_{quantile_name(quantile)}": f"Lε (q = {quantile:g})"}
+
+
+def metric_name(evidence: Evidence, layer: str, metric: str) -> str:
+    """`Gini of conv3`, `SSIM error`."""
+    if layer == RECONSTRUCTION:
+        return f"{ERROR_NAMES.get(metric, metric)} reconstruction error"
+    return f"{reported_metrics(evidence).get(metric, metric)} of {layer}"
+
+
+def expected_sign(metric: str) -> int:
+    """The sign that fluency theory expects: sparse activity and small errors go with beauty."""
+    return 1 if metric == "gini" else -1
+
+
+def _correlations(table: pd.DataFrame) -> pd.DataFrame:
+    if table.empty:
+        return table
+    grouped = table.groupby([*_WHERE, "estimator", "metric", "layer"], sort=False, dropna=False)
+    return grouped.agg(
+        n=("n", "min"),
+        num_seeds=("estimate", "count"),
+        r=("estimate", "mean"),
+        r_min=("estimate", "min"),
+        r_max=("estimate", "max"),
+        ci_low=("ci_low", "mean"),
+        ci_high=("ci_high", "mean"),
+        p=("p_adjusted", "max"),
+        significant=("significant", "min"),
+        family_size=("family_size", "max"),
+    ).reset_index()
+
+
+def _ridge(table: pd.DataFrame) -> pd.DataFrame:
+    if table.empty:
+        return table
+    means = {
+        "baseline": "r2_baseline",
+        "full": "r2_full",
+        "metrics": "r2_metrics",
+        "delta": "delta_r2",
+        "ci_low": "delta_r2_low",
+        "ci_high": "delta_r2_high",
+        "floor": "delta_r2_noise_high",
+        "metrics_floor": "r2_metrics_noise_high",
+        "ceiling": "noise_ceiling",
+        "detectable": "smallest_detectable_r2",
+        "in_sample": "naive_in_sample_r2",
+        "in_sample_noise": "naive_in_sample_noise",
+        "fold": "naive_fold_r2",
+        "fold_noise": "naive_fold_noise",
+    }
+    grouped = table.groupby([*_WHERE, "predictors"], sort=False, dropna=False)
+    return grouped.agg(
+        n=("n", "min"),
+        num_seeds=("delta_r2", "count"),
+        num_predictors=("num_predictors", "max"),
+        delta_min=("delta_r2", "min"),
+        delta_max=("delta_r2", "max"),
+        p=("p_delta", "max"),
+        reason=("reason", _first_reason),
+        **{name: (column, "mean") for name, column in means.items()},
+    ).reset_index()
+
+
+def _first_reason(reasons: pd.Series) -> str:
+    """Why a regression could not be done in a seed; empty if it could in all."""
+    return next((reason for reason in reasons if reason), "")

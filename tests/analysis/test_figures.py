@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from analysis import figures
+from analysis.figures.plate import look
+
+MODELS = {"small": "#0072B2", "vgg": "#D55E00"}
+
+
+def correlations(**changes: object) -> pd.DataFrame:
+    rows = [
+        {"model": model, "metric": metric, "layer": layer, "r": 0.1 * number, "significant": number > 1}
+        for model in MODELS
+        for metric in ("gini", "l_eps")
+        for number, layer in enumerate(("conv1", "conv2", "mu"))
+    ]
+    table = pd.DataFrame(rows)
+    spread = {"r_min": -0.1, "r_max": 0.1, "ci_low": -0.2, "ci_high": 0.2}
+    return table.assign(**{name: table["r"] + value for name, value in spread.items()}).assign(**changes)
+
+
+def regressions() -> pd.DataFrame:
+    row = {"baseline": 0.1, "full": 0.05, "delta": -0.05, "ci_low": -0.1, "ci_high": 0.01, "floor": 0.02}
+    return pd.DataFrame([{"label": model, "model": model, **row} for model in MODELS])
+
+
+def groups() -> pd.DataFrame:
+    rows = [
+        ("all images", "general", 0.2, 0.1, 0.3, 90),
+        ("a", "general", 0.1, -0.2, 0.4, 30),
+        ("a", "own", 0, -1, 1, 30),
+    ]
+    return pd.DataFrame(rows, columns=["group", "scorer", "r", "ci_low", "ci_high", "n"])
+
+
+def curves() -> pd.DataFrame:
+    rows = [
+        {"group": group, "seed": 0, "phase": phase, "epoch": epoch, "term": term, "value": 1000 / epoch**2}
+        for group in ("all", "a")
+        for phase in ("train", "validation")
+        for term in ("loss", "reconstruction/l2", "kl", "reconstruction/lpips (alex, random weights)")
+        for epoch in range(1, 6)
+    ]
+    return pd.DataFrame(rows)
+
+
+def drawn(figure_of: object, *args: object) -> Figure:
+    with look():
+        figure = figure_of(*args)  # type: ignore[operator]
+        figure.draw_without_rendering()
+    return figure
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")) if text.get_text()]
+
+
+def test_a_figure_reaches_disk_and_report(tmp_path: Path) -> None:
+    plate = figures.draw(tmp_path, "gain", "t", "c", figures.gain_over_confounds, regressions(), 0.3, MODELS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gain.pdf", "gain.png"]
+    with Image.open(tmp_path / "gain.png") as image:
+        assert image.size == (plate.width_px, plate.height_px)
+    assert (tmp_path / "gain.pdf").read_bytes().startswith(b"%PDF")
+    assert plate.media_type == "image/png"
+    assert plate.image == (tmp_path / "gain.png").read_bytes()
+
+
+def test_the_same_figure_has_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        figures.draw(tmp_path / folder, "f", "", "", figures.forest, groups(), "Gini")
+    for name in ("f.png", "f.pdf"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_photographs_are_jpeg_in_the_report_and_keep_their_colours(tmp_path: Path) -> None:
+    red = np.zeros((4, 16, 16, 3), dtype=np.uint8)
+    red[..., 0] = 200
+    strips = [figures.Strip("original", red), figures.Strip("all groups", red[:3])]
+    plate = figures.draw(tmp_path, "faces", "", "", figures.reconstructions, strips)
+    assert plate.media_type == "image/jpeg"
+    with Image.open(tmp_path / "faces.png") as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    share = (pixels == (200, 0, 0)).all(axis=1).mean()
+    assert share == pytest.approx(7 * 16**2 / (2 * 8 * 17**2) * 6.25 / 7, abs=0.02)
+
+
+def test_correlations_fill_only_what_is_significant() -> None:
+    figure = drawn(figures.correlations_by_layer, correlations(), {"gini": "Gini", "l_eps": "Lε"}, MODELS)
+    assert len(figure.axes) == 4
+    filled, hollow = figure.axes[0].lines[0], figure.axes[0].lines[1]
+    assert list(filled.get_xdata()) == [2]
+    assert list(hollow.get_xdata()) == [0, 1]
+    assert hollow.get_markerfacecolor() == "white"
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["conv1", "conv2", "mu"]
+
+
+def test_negative_gains_are_drawn_as_negative() -> None:
+    figure = drawn(figures.gain_over_confounds, regressions(), None, MODELS)
+    gains = [line.get_xdata()[0] for line in figure.axes[1].lines if line.get_marker() == "o"]
+    assert gains == [-0.05, -0.05]
+
+
+def test_forest_keeps_the_order_and_names_n() -> None:
+    figure = drawn(figures.forest, groups(), "Gini of mu")
+    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert labels == ["all images (90)", "a (30)"]
+    heights = figure.axes[0].get_yticks()
+    assert heights[0] > heights[1]
+
+
+def test_loss_curves_have_a_panel_per_term_and_a_line_per_run_and_phase() -> None:
+    figure = drawn(figures.loss_curves, curves(), ("all", "a"))
+    visible = [axes for axes in figure.axes if axes.get_visible()]
+    assert [len(axes.lines) for axes in visible] == [4, 4, 4, 4]
+    assert visible[0].get_yscale() == "log"
+
+
+@pytest.mark.parametrize("name", ["$x_{1", "<script>", "日本", r"\frac{1}", "a" * 200])
+def test_strange_names_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
+    table = groups().assign(group=name)
+    figures.draw(tmp_path, "f", name, name, figures.forest, table, name)
+    figure = drawn(figures.forest, table, name)
+    assert any(text.startswith(name[:18]) for text in texts(figure))
+
+
+def test_every_other_figure_can_be_drawn() -> None:
+    rng = np.random.default_rng(0)
+    ratings = pd.DataFrame({"group": ["a", "b"] * 20, "score": rng.normal(size=40)})
+    covariates = pd.DataFrame({"covariate": ["age"], "r": [0.1], "ci_low": [0.0], "ci_high": [0.2]})
+    quantiles = correlations().assign(q05=0.1, q50=0.2, q95=0.3)
+    sweep = pd.concat([correlations().assign(quantile=quantile) for quantile in (0.25, 0.5)])
+    points = pd.DataFrame({"x": rng.normal(size=9), "y": rng.normal(size=9)})
+    naive = pd.DataFrame({"label": ["m", "m"], "estimator": ["honest", "naive"], "value": [-0.1, 0.3]})
+    assert "Share of images" in texts(drawn(figures.ratings_by_group, ratings, "beauty"))
+    assert "age" in texts(drawn(figures.covariate_correlations, covariates))
+    assert "small" in texts(drawn(figures.distributions, quantiles, {"gini": "Gini"}, MODELS))
+    assert "0.25" in texts(drawn(figures.epsilon_sweep, sweep[sweep["metric"] == "l_eps"], list(MODELS)))
+    assert "n = 9" in texts(drawn(figures.scatter, points, "Gini", "beauty"))
+    assert "naive" in texts(drawn(figures.estimators, naive))

@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.report import write_report
+from analysis.report.caveats import caveats
+from analysis.report.evidence import Evidence, gather
+from analysis.report.findings import groups
+from analysis.report.page import Cell, cell, interval, number, p_value
+from analysis.report.summary import summarise
+from analysis.report.verdict import detectable_r, verdict
+from fluence.layout import Layout, Run, RunRow
+from fluence.study import Study
+from tests.analysis.invented_study import MadeStudy, build, settings
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> MadeStudy:
+    """An invented study with a planted effect, hostile names and its report."""
+    made = build(tmp_path_factory.mktemp("invented"))
+    write_report(made.study, made.layout, made.runs)
+    return made
+
+
+@pytest.fixture(scope="module")
+def html(made: MadeStudy) -> str:
+    return made.layout.report_page.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def evidence(made: MadeStudy) -> Evidence:
+    return gather(made.study, made.layout, made.runs)
+
+
+class Links(HTMLParser):
+    """Every address that a page points to, by attribute."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.targets: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.sources += [given["src"] or ""] if "src" in given and tag != "dialog" else []
+        self.targets += [given["href"] or ""] if "href" in given else []
+        self.ids += [given["id"] or ""] if "id" in given else []
+
+
+def text_of(html: str) -> str:
+    body = re.sub(r"<(style|script)>.*?</\1>", "", html, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", body).split())
+
+
+def test_the_page_needs_no_other_file(made: MadeStudy, html: str) -> None:
+    links = Links(html)
+    assert len(links.sources) > 10
+    assert all(source.startswith("data:image/") for source in links.sources)
+    for target in links.targets:
+        if target.startswith("#"):
+            assert target[1:] in links.ids
+        elif not target.startswith("data:"):
+            assert (made.layout.report / target).resolve().is_file(), target
+    assert "http://" not in html.replace("http-equiv", "")
+    assert "https://" not in html
+
+
+def test_the_page_is_small(made: MadeStudy) -> None:
+    assert made.layout.report_page.stat().st_size < 10e6
+
+
+def test_figures_lie_beside_the_page_in_both_formats(made: MadeStudy) -> None:
+    files = list((made.layout.report / "figures").iterdir())
+    stems = {suffix: {path.stem for path in files if path.suffix == suffix} for suffix in (".png", ".pdf")}
+    assert stems[".png"] == stems[".pdf"]
+    expected = {"answer", "ridge", "ratings", "covariates", "estimators", "epsilon-sweep", "loss-small", "groups-small"}
+    assert expected | {"reconstructions-rated-small", "correlations-partial-1", "distributions-1"} <= stems[".png"]
+
+
+def test_names_from_the_study_are_escaped(html: str) -> None:
+    assert "&lt;script&gt;alert(2)&lt;/script&gt;" in html
+    assert "&lt;img src=x onerror=alert(1)&gt;.jpg" in html
+    assert "epoch 3 &amp; &lt;b&gt;stopped&lt;/b&gt;" in html
+    assert "<script>alert" not in html
+    assert "<img src=x" not in html
+
+
+def test_every_chapter_is_there(html: str) -> None:
+    ids = Links(html).ids
+    chapters = ["metrics", "regression", "groups", "models", "images", "failures", "methods", "provenance", "tables"]
+    assert [name for name in ids if name in chapters] == chapters
+
+
+def test_runs_without_a_result_are_named_with_their_reason(html: str) -> None:
+    text = text_of(html)
+    assert "small-white-male-s1: train: the loss became NaN in epoch 3" in text
+    assert "vgg16-5-white-male-s0: train: 12 training images, fewer than data.min_group_size = 20" in text
+
+
+def test_a_planted_effect_is_found_and_its_numbers_are_given(evidence: Evidence) -> None:
+    words = verdict(evidence, summarise(evidence))
+    assert words[0].startswith("Yes: the metrics of ")
+    assert re.search(r"On 198 images, \S+ adds Δ R² = 0\.\d{3} \(95% interval \[", words[1])
+    assert re.search(r"p = 0\.\d+ adjusted over 2 models; 2 seeds, from", words[1])
+    assert any("noise floor" in sentence and "noise ceiling" in sentence for sentence in words)
+    assert any("negative control" in sentence for sentence in words)
+    assert any("exploratory" in sentence for sentence in words)
+
+
+def test_nothing_found_is_said_plainly(evidence: Evidence) -> None:
+    nothing = {"delta_r2": -0.02, "delta_r2_low": -0.05, "delta_r2_high": 0.01, "p_delta": 0.6, "r2_metrics": -0.03}
+    evidence.tables["ridge"] = evidence.table("ridge").assign(**nothing)
+    table = evidence.table("correlations")
+    evidence.tables["correlations"] = table.assign(significant=False)
+    words = verdict(evidence, summarise(evidence))
+    assert words[0] == "No: the metrics do not demonstrably predict “beauty” beyond the confounds."
+    assert "Δ R² = −0.020 (95% interval [−0.050, 0.010], p = 0.60" in words[1]
+    assert re.search(r"Effects below R² = 0\.\d{3} could not have been seen here", words[1])
+    assert any(sentence.startswith("None of the ") for sentence in words)
+
+
+def test_a_negative_gain_is_never_a_finding(evidence: Evidence) -> None:
+    # Noise predictors cost R², so a shuffled data set can be worse still and p be small.
+    evidence.tables["ridge"] = evidence.table("ridge").assign(delta_r2=-0.01, p_delta=0.001)
+    assert verdict(evidence, summarise(evidence))[0].startswith("No: ")
+
+
+def test_an_untrained_network_that_does_as_well_is_in_the_first_sentence(evidence: Evidence) -> None:
+    table = evidence.table("ridge")
+    evidence.tables["ridge"] = table.assign(delta_r2=table["delta_r2"].where(table["model"] != "untrained", 0.9))
+    assert "so do those of an untrained network" in verdict(evidence, summarise(evidence))[0]
+
+
+def test_p_is_adjusted_over_the_models_by_its_largest_seed(evidence: Evidence) -> None:
+    table = evidence.table("ridge")
+    p = {("small", 0): 0.001, ("small", 1): 0.04, ("vgg16-5", 0): 0.03, ("vgg16-5", 1): 0.03}
+    raw = [p.get((row.model, row.seed), 0.5) for row in table.itertuples()]
+    evidence.tables["ridge"] = table.assign(p_delta=raw)
+    primary = summarise(evidence).primary({"untrained"}).set_index("model")["p_models"]
+    assert primary.to_dict() == pytest.approx({"small": 0.04, "vgg16-5": 0.04})  # BH of .04 and .03
+
+
+def caveat_text(evidence: Evidence) -> str:
+    return "\n".join("\n".join((caveat.text, *caveat.details)) for caveat in caveats(evidence))
+
+
+def test_what_qualifies_the_results_is_said(evidence: Evidence) -> None:
+    text = caveat_text(evidence)
+    assert "1 of 18 runs diverged" in text
+    assert "1 of 18 runs skipped" in text
+    assert "lacks age" in text
+    assert "1 image of “jury” could not be used; 198 were.\n<img src=x onerror=alert(1)>.jpg: truncated" in text
+    assert "1 image of “jury” was kept with a reservation" in text
+    assert "untrained was left untrained on purpose" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"record": {"lpips": {"weights": "random"}}}, "LPIPS error was measured with random weights"),
+        (
+            {"models": {"m": {"kind": "vae", "reconstruction": [{"loss": "lpips", "weights": "random"}]}}},
+            "LPIPS was trained on with random weights in m",
+        ),
+        ({"grid": {"seeds": [3]}}, "trained once"),
+        ({"models": {"small": {"kind": "vae"}}}, "There is no untrained network in this study"),
+        (
+            {"data": {"datasets": {"d": {"kind": "synthetic"}}, "training": "d", "rated": "d"}},
+            "trained on the rated images themselves",
+        ),
+    ],
+)
+def test_settings_that_qualify_the_results_are_said(changes: dict[str, object], expected: str, tmp_path: Path) -> None:
+    study = Study.model_validate(settings(**changes))
+    assert expected in caveat_text(gather(study, Layout(tmp_path), []))
+
+
+def test_the_gravest_caveats_come_first(tmp_path: Path) -> None:
+    study = Study.model_validate(settings(record={"lpips": {"weights": "random"}}, grid={"seeds": [3]}))
+    severe = [caveat.severe for caveat in caveats(gather(study, Layout(tmp_path), []))]
+    assert severe == sorted(severe, reverse=True)
+    assert severe[0]
+    assert not severe[-1]
+
+
+@pytest.mark.parametrize("runs", [[], [RunRow(Run("small", "all", 0, "small-all-s0-x"), "failed", "out of memory")]])
+def test_a_report_of_nothing_says_what_is_missing(runs: list[RunRow], tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    write_report(Study.model_validate(settings()), layout, runs)
+    text = text_of(layout.report_page.read_text(encoding="utf-8"))
+    assert "There is no answer yet" in text
+    assert "statistics/correlations.csv: no such file" in text
+    assert "packed/jury.h5: no such file" in text
+    assert ("out of memory" in text) == bool(runs)
+    assert str(tmp_path) not in text
+
+
+def test_a_damaged_log_costs_only_its_bad_lines(made: MadeStudy, tmp_path: Path) -> None:
+    run = made.runs[0].run
+    log = Layout(tmp_path).metrics_log(run.id)
+    log.parent.mkdir(parents=True)
+    whole = made.layout.metrics_log(run.id).read_text(encoding="utf-8")
+    log.write_text(whole + '{"epoch": 9, "phase": "tr', encoding="utf-8")
+    curves = gather(made.study, Layout(tmp_path), made.runs).curves
+    assert sorted(curves["epoch"].unique()) == list(range(1, 9))
+
+
+def test_figures_of_an_earlier_report_are_removed(made: MadeStudy, tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    old = layout.report / "figures" / "loss-gone.png"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"old")
+    os.utime(old, (0, 0))
+    write_report(made.study, layout, [])
+    assert not old.exists()
+
+
+def test_a_study_without_groups_and_control_is_reported(made: MadeStudy, evidence: Evidence) -> None:
+    study = made.study.model_copy(update={"grid": made.study.grid.model_copy(update={"groups": ("all",)})})
+    section = groups(replace(evidence, study=study), summarise(evidence))
+    assert "No group has a model of its own" in section.items[0].text
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert number(-0.0123) == "−0.012"
+    assert number(float("nan")) == "–"
+    assert interval(-1, 0.5, 1) == "[−1.0, 0.5]"
+    assert interval(float("nan"), 0.5) == "–"
+    assert [p_value(p) for p in (0.0001, 0.0123, 0.5, float("nan"))] == ["< 0.001", "0.012", "0.50", "–"]
+    assert cell(1200) == Cell("1,200", 1200)
+    assert cell(pd.Series([3]).iloc[0]) == Cell("3", 3)
+    assert cell(-0.5) == Cell("−0.500", -0.5)
+    assert cell(None).text == "–"
+    assert cell("a") == Cell("a")
+
+
+def test_detectable_correlation_against_power_tables() -> None:
+    # Cohen 1988, table 3.3.5: n = 84 for r = .30 at two-sided .05 and power .80.
+    assert detectable_r(84) == pytest.approx(0.30, abs=0.005)
+
+
+def chromium(page: Path, tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *quiet]
+    command += [f"--user-data-dir={tmp_path}/chrome", "--enable-logging=stderr", "--virtual-time-budget=10000"]
+    return subprocess.run(
+        [*command, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+
+
+PROBE = """<script>addEventListener("load", () => {
+  const images = [...document.querySelectorAll("figure img")];
+  document.body.dataset.broken = images.filter((image) => !image.naturalWidth).length + " of " + images.length;
+  const table = document.querySelector("table.sortable");
+  const keys = () => [...table.tBodies[0].rows].map((row) => row.cells[6].dataset.key);
+  const heading = table.tHead.rows[0].cells[6];
+  heading.click(); const up = keys().map(Number); heading.click(); const down = keys().map(Number);
+  document.body.dataset.sorted = String(up.length > 1 && up.every((v, i) => !i || up[i - 1] <= v)
+    && JSON.stringify(down) === JSON.stringify([...up].reverse()));
+  images[0].click(); document.body.dataset.enlarged = String(document.getElementById("large").open);
+});</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed, so the report was not opened in a browser")
+def test_a_browser_shows_the_report_without_a_complaint(html: str, tmp_path: Path) -> None:
+    page = tmp_path / "probed.html"
+    page.write_text(html.replace("</body>", PROBE), encoding="utf-8")
+    shown = chromium(page, tmp_path)
+    assert "CONSOLE" not in shown.stderr
+    num_images = Links(html).tags.count("figure")
+    assert f'data-broken="0 of {num_images}"' in shown.stdout
+    assert 'data-sorted="true"' in shown.stdout
+    assert 'data-enlarged="true"' in shown.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed, so the report was not opened in a browser")
+def test_the_browser_test_can_fail(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text("<script>throw new Error('bad')</script>", encoding="utf-8")
+    assert "CONSOLE" in chromium(page, tmp_path).stderr
