@@ -15,7 +15,7 @@ from fluence.data.sampling import Sampler, Share, share_of
 from fluence.errors import Diverged, Interrupted
 from fluence.losses import Objective
 from fluence.models import build
-from fluence.store.files import atomic_path
+from fluence.store.weights import write_weights
 from fluence.training.checkpoint import Checkpoints
 from fluence.training.distributed import Ranks, Team, first_pass_undone
 from fluence.training.divergence import GRADIENT, DivergenceWatch
@@ -26,7 +26,6 @@ from fluence.training.randomness import random_states, reproducible, restore_ran
 from fluence.training.schedule import Schedule
 from fluence.training.task import TrainingData, TrainSpec, TrainSummary, load_images
 
-WEIGHTS_FORMAT = 1
 STEPS_BETWEEN_CHECKS = 32
 """How often the processes look whether the loss is still finite. Looking makes them wait for the GPU."""
 
@@ -59,8 +58,8 @@ def train(
     data = load_images(spec, ranks)
     with Team.joined(ranks) as team, reproducible(spec.run.seed, ranks.device):
         loop = TrainingLoop(spec, data, team, stop=stop, checkpoint_interval_s=checkpoint_interval_s, quiet=quiet)
+        loop.resume()
         with loop.progress:
-            loop.resume()
             loop.run()
             return loop.finish()
 
@@ -119,7 +118,7 @@ class TrainingLoop:
         self._checkpoints = Checkpoints(spec.layout.checkpoints(spec.run.id), spec.key)
         self._saved_s = time.monotonic()
         path = spec.layout.progress("train", spec.run.id)
-        self.progress = Progress(path, self._place, title=spec.run.label, active=ranks.is_first, quiet=quiet)
+        self.progress = Progress(path, title=spec.run.label, active=ranks.is_first, quiet=quiet)
 
     @property
     def step(self) -> int:
@@ -306,11 +305,13 @@ class TrainingLoop:
     def resume(self) -> None:
         """Takes the newest checkpoint up, if there is one."""
         path = self._team.from_first(self._checkpoints.newest() if self._ranks.is_first else None)
-        if path is None:
-            self._log.restart_from("")
-            return
-        state = self._checkpoints.load(path)
-        self._log.restart_from(state["log"])
+        state = self._checkpoints.load(path) if path else None
+        self._log.restart_from(state["log"] if state else "")
+        if state:
+            self._restore(state)
+        self.progress.begin(self._place)
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -336,14 +337,13 @@ class TrainingLoop:
     def finish(self) -> TrainSummary:
         """Writes the weights that later stages use: of the best epoch by validation, else of the last one."""
         self._save()
-        chosen = self.best or Best(self.epoch, float("nan"), self._weights())
-        loss = self.best.loss if self.best else None
+        last = (self.epoch, None, self._weights())
+        epoch, loss, weights = (self.best.epoch, self.best.loss, self.best.weights) if self.best else last
         if self._ranks.is_first:
-            with atomic_path(self._spec.layout.weights(self._spec.run.id)) as temporary:
-                facts = {"format": WEIGHTS_FORMAT, "key": self._spec.key}
-                torch.save(facts | {"epoch": chosen.epoch, "validation_loss": loss, "model": chosen.weights}, temporary)
+            facts = {"key": self._spec.key, "epoch": epoch, "validation_loss": loss}
+            write_weights(self._spec.layout.weights(self._spec.run.id), weights, facts)
         self._team.wait()
-        return self._summary(chosen.epoch, loss)
+        return self._summary(epoch, loss)
 
     def _summary(self, chosen_epoch: int, validation_loss: float | None) -> TrainSummary:
         device = self._ranks.device

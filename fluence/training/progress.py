@@ -31,21 +31,30 @@ class Progress:
 
     Args:
         path: the JSON file.
-        place: where the training stands.
         title: what to write beside the bar.
         active: whether this process is the one that tells.
         quiet: no bar. There is none either where standard error is no terminal.
     """
 
-    def __init__(self, path: Path, place: Place, *, title: str, active: bool, quiet: bool) -> None:
-        self._path, self._active = path, active
-        self._bar = tqdm(
-            total=place.steps, initial=place.step, desc=title, unit="step", dynamic_ncols=True, leave=False,
-            disable=quiet or not active or not sys.stderr.isatty(),
-        )  # fmt: skip
-        self._told_s = self._started_s = time.monotonic()
-        self._num_images = 0
+    def __init__(self, path: Path, *, title: str, active: bool, quiet: bool) -> None:
+        self._path, self._title, self._active = path, title, active
+        self._has_bar = active and not quiet and sys.stderr.isatty()
         self._loss: float | None = None
+        self._num_images = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def begin(self, place: Place) -> None:
+        """Starts the clock and the bar, where the training stands now."""
+        self._told_s = self._started_s = time.monotonic()
+        self._bar = tqdm(
+            total=place.steps, initial=place.step, desc=self._title, unit="step", dynamic_ncols=True, leave=False,
+            disable=not self._has_bar,
+        )  # fmt: skip
 
     def advance(self, num_images: int) -> bool:
         """Counts one step; True if it is time to `tell` again."""
@@ -64,9 +73,3 @@ class Progress:
         facts = {"loss": self._loss, "images_per_s": round(speed, 1), "updated": time.time()}
         write_json(self._path, {**vars(place), **facts})
         self._bar.set_postfix(epoch=f"{place.epoch}/{place.epochs}", loss=self._loss, refresh=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()

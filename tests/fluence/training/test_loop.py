@@ -15,6 +15,7 @@ from fluence.losses import Objective
 from fluence.models import build
 from fluence.store.files import read_json
 from fluence.store.packed import Packed
+from fluence.store.weights import read_weights
 from fluence.training import Ranks, TrainSpec, TrainSummary, train
 from fluence.training import loop as loop_module
 from fluence.training.checkpoint import Checkpoints
@@ -38,7 +39,8 @@ def rows(spec: TrainSpec, phase: str) -> list[dict[str, Any]]:
 
 
 def handed_on(spec: TrainSpec) -> dict[str, Any]:
-    return torch.load(spec.layout.weights(spec.run.id), weights_only=True)
+    state, facts = read_weights(spec.layout.weights(spec.run.id))
+    return {"model": state, **facts}
 
 
 def last_state(spec: TrainSpec) -> dict[str, Any]:
@@ -60,7 +62,9 @@ def after(num_calls: int) -> Callable[[], bool]:
 
 def new_loop(spec: TrainSpec) -> TrainingLoop:
     data = load_images(spec, Ranks())
-    return TrainingLoop(spec, data, Team(Ranks()), stop=lambda: False, checkpoint_interval_s=NEVER, quiet=True)
+    loop = TrainingLoop(spec, data, Team(Ranks()), stop=lambda: False, checkpoint_interval_s=NEVER, quiet=True)
+    loop.resume()
+    return loop
 
 
 # ── The arithmetic ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -175,7 +179,6 @@ def test_handed_on_are_the_weights_of_the_lowest_validation_loss(make_spec):
 def test_checkpoint_pairs_the_optimiser_with_the_last_weights(make_spec):
     spec = make_spec(epochs=8, learning_rate=1e-2, schedule="constant", model={"norm": "batch"})
     loop = new_loop(spec)
-    loop.resume()
     loop.run()
     last = {name: value.clone() for name, value in loop.model.state_dict().items()}
     summary = loop.finish()
@@ -215,6 +218,18 @@ def test_progress_tells_where_the_training_stands(make_spec):
     run(spec)
     told = read_json(spec.layout.progress("train", spec.run.id))
     assert told["step"] == told["steps"] == 3 * (31 // 8)
+
+
+def test_bar_shows_on_a_terminal_and_is_taken_away(make_spec, monkeypatch, capsys):
+    spec = make_spec(epochs=1)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    train(spec, Ranks(), stop=lambda: False, checkpoint_interval_s=0)
+    shown = capsys.readouterr().err
+    assert "tiny-all-s0:   0%|" in shown
+    assert "0/3" in shown
+    assert shown.endswith("\r")
+    train(spec, Ranks(), stop=lambda: False, checkpoint_interval_s=0, quiet=True)
+    assert capsys.readouterr().err == ""
 
 
 # ── Stop and continue ────────────────────────────────────────────────────────────────────────────────────────────
@@ -259,7 +274,7 @@ def test_checkpoint_of_other_settings_is_not_continued(make_spec, capsys):
 
 
 def test_checkpoints_follow_the_clock(make_spec, monkeypatch):
-    """One second per look at the clock: with an interval of 3 s, some steps are saved and others not."""
+    """After every step and every epoch if no time may pass; else at the end alone."""
     saved = []
     monkeypatch.setattr(Checkpoints, "save", lambda self, step, state: saved.append(step))
     run(make_spec("always"), interval_s=0)
@@ -321,7 +336,6 @@ def test_batch_norm_moves_by_training_alone(make_spec):
     assert any("running_mean" in name for name in fresh)
     assert same_weights(loop.model.state_dict(), fresh)
     assert all(p.grad is None for p in loop.model.parameters())
-    loop.resume()
     loop._validate()
     assert same_weights(loop.model.state_dict(), fresh)
     assert loop.model.training

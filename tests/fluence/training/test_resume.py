@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fluence.store.weights import read_weights
 from fluence.training.checkpoint import Checkpoints
 from tests.fluence.training.tiny_training import Death, end, spec_in, start
 
@@ -18,14 +19,14 @@ SETTINGS: dict[str, Any] = {"epochs": 4, "kl_warmup_epochs": 2, "model": {"norm"
 NUM_STEPS = 4 * (31 // 8)
 
 
-def results(folder: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+def results(folder: Path) -> tuple[bytes, Any, dict[str, Any]]:
     """metrics.jsonl, what weights.pt holds, and the last checkpoint."""
     spec = spec_in(folder, **SETTINGS)
     checkpoints = Checkpoints(spec.layout.checkpoints(spec.run.id), spec.key)
     path = checkpoints.newest()
     assert path is not None
     log = spec.layout.metrics_log(spec.run.id).read_bytes()
-    return log, torch.load(spec.layout.weights(spec.run.id), weights_only=True), checkpoints.load(path)
+    return log, read_weights(spec.layout.weights(spec.run.id)), checkpoints.load(path)
 
 
 def assert_same_bits(folder: Path, undisturbed: Path) -> None:
@@ -40,6 +41,10 @@ def assert_equal(a: Any, b: Any) -> None:
     assert type(a) is type(b)
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b)
+    elif isinstance(a, tuple):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_equal(one, other)
     elif isinstance(a, dict):
         assert a.keys() == b.keys()
         for name in a:
