@@ -19,6 +19,7 @@ continues with the first block that is missing. A finished file is complete or d
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,11 +31,12 @@ import numpy as np
 import pandas as pd
 
 from fluence.errors import ArtifactError, FluenceError
-from fluence.store.files import explained, read_json, write_json
+from fluence.store.files import explained, read_json, reserve, trim, write_json
 from fluence.store.packed import open_checked, read_header, write_header
 
 FORMAT = 1
 KIND = "activations"
+_SLACK_BYTES = 16 * 2**20  # for what HDF5 itself keeps, and for the samples
 _CHUNK_IMAGES, _CHUNK_UNITS = 32, 8192
 _LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 Which = Literal["rated", "training"]
@@ -107,7 +109,11 @@ class ActivationWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.rows_done = self._rows_on_disk()
             if self.rows_done is None:
-                self._create(key, image_ids, reference_ids, layers, probes, float32_layers, attributes or {})
+                try:
+                    self._create(key, image_ids, reference_ids, layers, probes, float32_layers, attributes or {})
+                except OSError:
+                    self._partial.unlink(missing_ok=True)
+                    raise
                 self._count(0)
             self._file = h5py.File(self._partial, "r+")
 
@@ -139,7 +145,15 @@ class ActivationWriter:
         attributes: dict[str, Any],
     ) -> None:
         self._commit.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)
+        num_bytes = sum(
+            _num_bytes((len(ids), layer.num_units), 4 if layer.name in float32_layers else 2)
+            for layer in layers
+            for ids in (image_ids, reference_ids)
+        )
+        reserve(self._partial, num_bytes + _SLACK_BYTES)
         with h5py.File(self._partial, "w") as file:
+            reserve(self._partial, num_bytes + _SLACK_BYTES)
             write_header(file, KIND, FORMAT, {"key": key, **attributes})
             _write_text(file, "image_id", image_ids)
             _write_text(file, "reference_id", reference_ids)
@@ -154,6 +168,7 @@ class ActivationWriter:
             file.create_group("probes").attrs["order"] = json.dumps(list(probes))
             for probe in probes:
                 _allocate(file, f"probes/{probe}", (len(image_ids),), "float64")
+        reserve(self._partial, self._partial.stat().st_size + _SLACK_BYTES)
 
     def _count(self, rows_done: int) -> None:
         write_json(self._commit, {"policy": self._policy, "rows_done": rows_done})
@@ -221,6 +236,7 @@ class ActivationWriter:
             raise ArtifactError(f"{self._path}: {self.rows_done} of {self._num_images} images written")
         self._sync()
         self._file.close()
+        trim(self._partial)
         os.replace(self._partial, self._path)
         self._commit.unlink(missing_ok=True)
 
@@ -287,13 +303,25 @@ def _write_text(group: h5py.Group, name: str, values: Sequence[str]) -> None:
     group.create_dataset(name, data=np.array(list(values), dtype=object), dtype=h5py.string_dtype())
 
 
+def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Both walks are cheap: all units of some images, and some units of all images."""
+    return tuple(map(min, shape, (_CHUNK_IMAGES, _CHUNK_UNITS) if len(shape) == 2 else shape))
+
+
+def _num_bytes(shape: tuple[int, int], bytes_per_value: int) -> int:
+    """Space of a layer on disk, where every chunk is whole."""
+    return bytes_per_value * math.prod(
+        -(-side // chunk) * chunk for side, chunk in zip(shape, _chunks(shape), strict=True)
+    )
+
+
 def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
     """A dataset whose whole space exists on disk at once, so that later blocks only overwrite raw bytes."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    chunks = (min(_CHUNK_IMAGES, shape[0]), min(_CHUNK_UNITS, shape[1])) if len(shape) == 2 else (shape[0],)
-    if all(chunks):
-        creation.set_chunk(chunks)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    if all(shape):
+        creation.set_chunk(_chunks(shape))
     space = h5py.h5s.create_simple(shape)
     parent, _, leaf = name.rpartition("/")
     group = file.require_group(parent)

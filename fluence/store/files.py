@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from fluence.errors import ArtifactError
 if TYPE_CHECKING:
     import pandas as pd
 
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of Linux
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space and start again",
     errno.EDQUOT: "the quota is used up: free some space or inodes and start again",
@@ -66,6 +69,35 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def reserve(path: Path, num_bytes: int) -> None:
+    """Takes the first bytes of a file from the disk now, so that no later write among them can find it full.
+
+    HDF5 does not survive a write that fails: what it holds in memory can then neither be written nor given up.
+    So the space is asked for before it is told to write. The file's size and contents stay as they are; `trim`
+    gives back what was not needed. On file systems that cannot reserve, nothing happens.
+
+    Raises:
+        OSError: the disk is full or the quota is used up.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        refused = _libc().fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(num_bytes)) != 0
+        if refused and ctypes.get_errno() in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+    finally:
+        os.close(descriptor)
+
+
+def trim(path: Path) -> None:
+    """Gives back the space behind the end of a file that `reserve` took."""
+    os.truncate(path, path.stat().st_size)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,10 +20,11 @@ import numpy as np
 import pandas as pd
 
 from fluence.errors import ArtifactError
-from fluence.store.files import atomic_path
+from fluence.store.files import atomic_path, reserve, trim
 
 FORMAT = 1
 KIND = "packed images"
+_SLACK_BYTES = 8 * 2**20  # for what HDF5 itself keeps: headers and the index of chunks
 PROBLEM_COLUMNS = ("image_id", "path", "line", "reason", "kept")
 
 
@@ -42,16 +43,34 @@ class PackedWriter:
 
     def __enter__(self) -> Self:
         self._atomic = atomic_path(self._path)
-        self._file = h5py.File(self._atomic.__enter__(), "w")
+        self._temporary = self._atomic.__enter__()
+        try:
+            self._create()
+        except BaseException as error:
+            self._atomic.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def _create(self) -> None:
+        reserve(self._temporary, _SLACK_BYTES)
+        self._file = h5py.File(self._temporary, "w")
+        reserve(self._temporary, _SLACK_BYTES)
         shape = (self._size, self._size, 3)
         self._pixels = self._file.create_dataset(
             "pixels", (0, *shape), "uint8", maxshape=(None, *shape), chunks=(1, *shape)
         )
         write_header(self._file, KIND, FORMAT, {"image_size_px": self._size, **self._attributes})
-        return self
+
+    def _make_room(self, num_bytes: int) -> None:
+        reserve(self._temporary, self._file.id.get_filesize() + num_bytes + _SLACK_BYTES)
 
     def append(self, pixels: np.ndarray) -> None:
-        """Adds images, uint8 [images, height, width, 3]."""
+        """Adds images, uint8 [images, height, width, 3].
+
+        Raises:
+            OSError: the disk is full; leaving the `with` block turns it into an ArtifactError.
+        """
+        self._make_room(pixels.nbytes)
         start = len(self._pixels)
         self._pixels.resize(start + len(pixels), axis=0)
         self._pixels[start:] = pixels
@@ -66,6 +85,7 @@ class PackedWriter:
             raise ArtifactError(f"{self._path}: {len(table)} rows for {len(self._pixels)} images")
         if table["image_id"].duplicated().any():
             raise ArtifactError(f"{self._path}: an image_id occurs twice")
+        self._make_room(4 * int(table.memory_usage(deep=True).sum() + problems.memory_usage(deep=True).sum()))
         write_frame(self._file, "table", table)
         write_frame(self._file, "problems", problems.reindex(columns=list(PROBLEM_COLUMNS)))
         self._finished = True
@@ -74,6 +94,7 @@ class PackedWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         self._file.close()
+        trim(self._temporary)
         if error is None and not self._finished:
             error = ArtifactError(f"{self._path}: closed before it was finished")
             self._atomic.__exit__(type(error), error, None)
