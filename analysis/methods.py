@@ -37,6 +37,8 @@ _SOURCES = {
     "Technometrics 12:55–67.",
     "permutation": "Phipson B, Smyth GK (2010). Permutation p-values should never be zero. Stat Appl Genet Mol Biol "
     "9:39.",
+    "delta": "Freedman D, Lane D (1983). A nonstochastic interpretation of reported significance levels. "
+    "J Bus Econ Stat 1:292–298.",
     "bh": "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate. J R Stat Soc B 57:289–300.",
     "max-r": "Westfall PH, Young SS (1993). Resampling-based multiple testing. Wiley.",
 }
@@ -237,22 +239,27 @@ def _training(study: Study) -> str:
     )
     schedule = "followed by a cosine decay to zero" if training.schedule == "cosine" else "then constant"
     words = [
-        f"{optimiser} minimised the loss in batches of {training.batch_size} images, with a learning rate of "
-        f"{training.learning_rate:g} reached after {training.warmup_epochs:g} epochs of linear warm-up, {schedule}.",
+        f"{optimiser} minimised the loss in batches of {training.batch_size} images, with a learning rate "
+        f"of {training.learning_rate:g} reached after {_epochs_text(training.warmup_epochs)} of linear warm-up, "
+        f"{schedule}.",
         f"{training.validation_fraction:.0%} of the training images were held out for validation, unless the data set "
         "came with a split of its own.",
     ]
     if training.gradient_clip_norm:
         words.append(f"Gradients were clipped to an L2 norm of {training.gradient_clip_norm:g}.")
     if training.kl_warmup_epochs:
-        words.append(f"The KL term was faded in over {training.kl_warmup_epochs:g} epochs.")
+        words.append(f"The KL term was faded in over {_epochs_text(training.kl_warmup_epochs)}.")
     if training.horizontal_flip:
         words.append("Images were mirrored at random.")
     if training.early_stopping_epochs:
         words.append(
-            f"Training stopped after {training.early_stopping_epochs} epochs without a better validation loss."
+            f"Training stopped after {_epochs_text(training.early_stopping_epochs)} without a better validation loss."
         )
     return " ".join([*words, *_overrides(study)])
+
+
+def _epochs_text(number: float) -> str:
+    return f"{number:g} epoch{'' if number == 1 else 's'}"
 
 
 def _overrides(study: Study) -> list[str]:
@@ -295,7 +302,8 @@ def _statistics(study: Study, facts: Facts) -> str:
         "max-r": "the p adjusted by the permutation distribution of the largest |r| (Westfall & Young 1993)",
     }[analysis.correction]
     return (
-        f"Each metric was correlated with the ratings (Pearson and Spearman). p-values rest on "
+        f"Each metric was correlated with the ratings (Pearson, Spearman, and Pearson of what linear regression on the "
+        f"confounds leaves of both out of fold: partial correlation). p-values rest on "
         f"{analysis.permutations:,} permutations of the ratings within groups, (1 + #)/(1 + B) (Phipson & Smyth 2010); "
         f"{decides} decides what is called significant at level {1 - analysis.confidence:.2g}. "
         f"Predictive power is the pooled out-of-fold R², 1 − Σ(y − ŷ)²/Σ(y − ȳ)², of ridge regression (Hoerl & Kennard "
@@ -303,9 +311,10 @@ def _statistics(study: Study, facts: Facts) -> str:
         f"folds, stratified by group, with the images of a person and duplicates kept on one side, and "
         f"{ridge.repeats} random divisions. It can be negative. "
         f"The confound baseline holds {_listing(used) or 'nothing'}{missing}; Δ R² is "
-        f"the R² of baseline and metrics minus that of the baseline. {analysis.confidence:.0%} intervals of Δ R² come "
-        f"from {analysis.bootstrap:,} bootstrap samples of the images. Several seeds are replicates of the training: "
-        f"their mean and spread are reported. Seed of the analysis: {analysis.seed}."
+        f"the R² of baseline and metrics minus that of the baseline; its p and its noise floor come from permuting "
+        f"what the baseline leaves of the ratings (Freedman & Lane 1983). {analysis.confidence:.0%} intervals of Δ R² "
+        f"come from {analysis.bootstrap:,} bootstrap samples of the images. Several seeds are replicates of the "
+        f"training: their mean and spread are reported. Seed of the analysis: {analysis.seed}."
     )
 
 
@@ -319,7 +328,7 @@ def _references(study: Study) -> tuple[str, ...]:
     models = [study.models[name] for name in study.model_names]
     terms = [term.loss for model in models for term in model.reconstruction]
     trainings = [study.training_of(name) for name in study.model_names]
-    cited = ["vae", "pixelshuffle", "gini", "ssim", "ridge", "permutation", study.analysis.correction]
+    cited = ["vae", "pixelshuffle", "gini", "ssim", "ridge", "permutation", "delta", study.analysis.correction]
     cited += ["vgg"] if any(model.architecture.startswith("vgg") for model in models) else []
     cited += ["lpips"] if "lpips" in terms or study.record.lpips else []
     cited += ["beta"] if any(term in ("ssim", "lpips") for term in terms) else []

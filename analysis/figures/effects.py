@@ -180,7 +180,7 @@ def estimators(rows: pd.DataFrame) -> Figure:
         rows: columns label, estimator, value; estimators in the order of the legend, the honest one first.
     """
     names, labels = list(dict.fromkeys(rows["estimator"])), list(dict.fromkeys(rows["label"]))
-    figure = Figure(figsize=(ONE_COLUMN_IN, 1.0 + 0.27 * len(labels)))
+    figure = Figure(figsize=(ONE_COLUMN_IN, 0.65 + 0.17 * len(names) + 0.25 * len(labels)))
     axes = figure.subplots()
     markers = marker_of(names)
     colours = dict(zip(names, [COLOURS[0], *(MUTED for _ in names[1:])], strict=True))

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from analysis.figures.plate import INK, TWO_COLUMNS_IN, colour_of, shorten
 
@@ -71,8 +71,11 @@ def _term_panel(axes: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None
         axes.plot(by_epoch.index, by_epoch, linestyle=style, linewidth=width, color=colours[str(group)], marker=marker)
     if _spans_decades(rows["value"]):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # no TeX: see plate.py
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("Epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(rows["epoch"].min() - 0.5, rows["epoch"].max() + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _spans_decades(values: pd.Series) -> bool:

@@ -135,7 +135,7 @@ def _untrained(evidence: Evidence) -> Iterator[Caveat]:
     else:
         yield Caveat(
             "There is no untrained network in this study. Without one, no one can tell what the training contributed: "
-            "add a model with `training: {epochs: 0}`."
+            "add a model with “training: {epochs: 0}”."
         )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis import figures
 from analysis.measure import RECONSTRUCTION
 from analysis.report.evidence import Evidence, metric_quantiles, metrics_of
-from analysis.report.page import Cell, Item, Section, Table, Text, cell, drawn, interval, p_value
+from analysis.report.page import NOTHING, Cell, Item, Section, Table, Text, cell, drawn, interval, p_value
 from analysis.report.summary import (
     ALL_IMAGES,
     ERROR_NAMES,
@@ -143,7 +143,7 @@ def _ridge_table(rows: pd.DataFrame, caption: str, *, with_predictors: bool) -> 
         numbers = [cell(float(row[name])) for name in ("baseline", "full", "delta")]
         spread = [
             Cell(interval(row["ci_low"], row["ci_high"]), float(row["ci_low"])),
-            Cell(interval(row["delta_min"], row["delta_max"]), float(row["delta_min"])),
+            _over_seeds(row, "delta_min", "delta_max"),
         ]
         rest = [cell(float(row["floor"])), cell(float(row["metrics"])), Cell(p_value(p), float(p) if p == p else 2.0)]
         lines.append((*names, *counts, *numbers, *spread, *rest))
@@ -266,12 +266,18 @@ def _correlation_table(evidence: Evidence, summary: Summary) -> Iterator[Item]:
         numbers = [
             cell(float(row["r"])),
             Cell(interval(row["ci_low"], row["ci_high"]), _sortable(row["ci_low"])),
-            Cell(interval(row["r_min"], row["r_max"]), _sortable(row["r_min"])),
+            _over_seeds(row, "r_min", "r_max"),
             Cell(p_value(row["p"]), _sortable(row["p"])),
         ]
         rows.append((*words, *counts, *numbers))
     caption = "Every correlation on all rated images, means over the seeds; p is the largest over the seeds"
     yield Table(caption, columns, tuple(rows), file="../statistics/correlations_over_seeds.csv", folded=True)
+
+
+def _over_seeds(row: pd.Series, low: str, high: str) -> Cell:
+    """Smallest and largest value over the seeds; a dash if there is only one."""
+    text = interval(row[low], row[high]) if row["num_seeds"] > 1 else NOTHING
+    return Cell(text, _sortable(row[low]))
 
 
 def _sortable(value: float) -> float:

@@ -69,7 +69,7 @@ def methods(evidence: Evidence) -> Section:
     """Methods and references, to be pasted into a paper."""
     written = write_methods(evidence.study, _facts(evidence))
     paragraphs = [Text(text, heading=title) for title, text in written.paragraphs]
-    return Section("methods", "Methods", [*paragraphs, Text("References", heading=""), Listing(written.references)])
+    return Section("methods", "Methods", [*paragraphs, Text("", heading="References"), Listing(written.references)])
 
 
 def dictionary(evidence: Evidence) -> Section:

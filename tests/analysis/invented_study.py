@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,7 @@ def build(root: Path, *, effect: float = 0.6, num_images: int = 198, **changes: 
         if row.status == "done":
             write_activations(layout, row.run, list(table["image_id"]), hidden, pixels, training)
             measure(layout.activations(row.run.id), layout.metrics(row.run.id), study.analysis.epsilon, key="k")
-        made = provenance(0.0, {"pack/web": "k"}) if row.status == "done" else {}
+        made = provenance(time.time(), {"pack/web": "k"}) if row.status == "done" else {}
         write_outcome(layout.outcome("train", row.run.id), Outcome(row.status, "0a1b2c3d", row.reason, {}, made))
     analyse(study, layout, runs, num_workers=1)
     return MadeStudy(study, layout, runs)

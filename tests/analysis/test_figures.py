@@ -120,6 +120,25 @@ def test_loss_curves_have_a_panel_per_term_and_a_line_per_run_and_phase() -> Non
     visible = [axes for axes in figure.axes if axes.get_visible()]
     assert [len(axes.lines) for axes in visible] == [4, 4, 4, 4]
     assert visible[0].get_yscale() == "log"
+    assert "100" in texts(figure)
+    assert not any("$" in text for text in texts(figure))
+
+
+def test_a_single_epoch_has_a_single_tick() -> None:
+    figure = drawn(figures.loss_curves, curves().query("epoch == 1"), ("all", "a"))
+    assert [tick for tick in figure.axes[0].get_xticks() if 0.5 <= tick <= 1.5] == [1]
+
+
+def test_a_single_row_still_has_room() -> None:
+    naive = pd.DataFrame({"label": "m", "estimator": [f"estimator {n}" for n in range(5)], "value": 0.1})
+    covariates = pd.DataFrame({"covariate": ["age"], "r": [0.1], "ci_low": [0.0], "ci_high": [0.2]})
+    for figure in (
+        drawn(figures.estimators, naive),
+        drawn(figures.covariate_correlations, covariates),
+        drawn(figures.forest, groups().iloc[:1], "Gini"),
+        drawn(figures.gain_over_confounds, regressions().iloc[:1], 0.3, MODELS),
+    ):
+        assert all(axes.get_position().height * figure.get_figheight() > 0.15 for axes in figure.axes)
 
 
 @pytest.mark.parametrize("name", ["$x_{1", "<script>", "日本", r"\frac{1}", "a" * 200])
