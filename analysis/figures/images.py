@@ -41,7 +41,7 @@ def ratings_by_group(ratings: pd.DataFrame, score: str) -> Figure:
         axes.hist(ratings["score"], bins=bins, weights=everyone, color="#dddddd")
         axes.hist(own, bins=bins, weights=np.full(len(own), 1 / max(len(own), 1)), histtype="step", color=COLOURS[0])
         axes.axvline(own.mean(), color=COLOURS[1], linewidth=0.9)
-        axes.set_title(f"{shorten(group, 20)}  n = {len(own)}", fontweight="normal")
+        axes.set_title(f"{shorten(group, 20)}  n = {len(own)}", fontweight="normal", fontsize=7)
         axes.tick_params(labelbottom=True)
     for axes in grid[len(groups) :]:
         axes.set_visible(False)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from analysis.figures.plate import INK, TWO_COLUMNS_IN, colour_of, shorten
+from analysis.figures.plate import COLOURS, INK, TWO_COLUMNS_IN, colour_of, shorten
 
 _TERM_NAMES = {
     "loss": "Loss",
@@ -23,6 +23,7 @@ _TERM_NAMES = {
     "reconstruction/l2": "L2 error",
     "reconstruction/ssim": "1 − SSIM",
 }
+_CROWD = "#b8b8b8"  # groups that are too many to have colours of their own
 _LABEL_IN = 0.75  # room for the names of the rows
 _PHASE_STYLES: dict[str, tuple[Any, float]] = {"train": (":", 0.9), "validation": ("-", 1.2)}
 
@@ -52,15 +53,33 @@ def loss_curves(curves: pd.DataFrame, groups: Sequence[str]) -> Figure:
     num_rows = math.ceil(len(terms) / num_columns)
     figure = Figure(figsize=(TWO_COLUMNS_IN, 0.35 + 1.9 * num_rows))
     grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
-    colours = colour_of(groups)
+    colours = _group_colours(groups)
     for axes, term in zip(grid, terms, strict=False):
         _term_panel(axes, curves[curves["term"] == term], colours)
-        axes.set_title(_TERM_NAMES.get(term, shorten(term.removeprefix("reconstruction/"))))
+        axes.set_title(_term_name(term))
     for axes in grid[len(terms) :]:
         axes.set_visible(False)
-    present = [group for group in groups if group in set(curves["group"])]
-    _legend_below(figure, {group: colours[group] for group in present})
+    present = {group: colours[group] for group in groups if group in set(curves["group"])}
+    told_apart = {group: colour for group, colour in present.items() if colour != _CROWD}
+    crowd = {} if len(told_apart) == len(present) else {"single groups": _CROWD}
+    _legend_below(figure, told_apart | crowd)
     return figure
+
+
+def _group_colours(groups: Sequence[str]) -> dict[str, str]:
+    """A colour for each group; too many to tell apart are all grey, but for `all`."""
+    if len(groups) <= len(COLOURS):
+        return colour_of(groups)
+    return {group: COLOURS[0] if group == "all" else _CROWD for group in groups}
+
+
+def _term_name(term: str) -> str:
+    """`reconstruction/lpips_vgg_random` → `LPIPS (vgg, random weights)`."""
+    name = term.removeprefix("reconstruction/")
+    if name.startswith("lpips_"):
+        net, _, random = name.removeprefix("lpips_").partition("_")
+        return f"LPIPS ({net}{', random weights' if random else ''})"
+    return _TERM_NAMES.get(term, shorten(name))
 
 
 def _term_panel(axes: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
@@ -68,7 +87,15 @@ def _term_panel(axes: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None
         style, width = _PHASE_STYLES.get(str(phase), ("--", 0.9))
         by_epoch = line.groupby("epoch")["value"].mean()
         marker = "o" if len(by_epoch) == 1 else None
-        axes.plot(by_epoch.index, by_epoch, linestyle=style, linewidth=width, color=colours[str(group)], marker=marker)
+        axes.plot(
+            by_epoch.index,
+            by_epoch,
+            linestyle=style,
+            linewidth=width,
+            color=colours[str(group)],
+            marker=marker,
+            zorder=2 if colours[str(group)] == _CROWD else 3,
+        )
     if _spans_decades(rows["value"]):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # no TeX: see plate.py
@@ -89,7 +116,9 @@ def _legend_below(figure: Figure, colours: dict[str, str]) -> None:
         Line2D([], [], color=INK, linestyle=style, linewidth=width, label=phase)
         for phase, (style, width) in _PHASE_STYLES.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+    entry_in = 0.45 + 0.06 * max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, min(len(handles), int(TWO_COLUMNS_IN / entry_in)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def reconstructions(strips: Sequence[Strip]) -> Figure:

@@ -13,12 +13,12 @@ from analysis.report.evidence import Evidence, metric_quantiles, metrics_of
 from analysis.report.page import NOTHING, Cell, Item, Section, Table, Text, cell, drawn, interval, p_value
 from analysis.report.summary import (
     ALL_IMAGES,
-    ERROR_NAMES,
     GENERAL,
     OWN_GROUP,
     POOLED,
     PREDICTOR_NAMES,
     Summary,
+    error_names,
     metric_name,
     reported_metrics,
     untrained_models,
@@ -150,17 +150,17 @@ def _ridge_table(rows: pd.DataFrame, caption: str, *, with_predictors: bool) -> 
     return Table(caption, tuple(columns), tuple(lines), file="../statistics/ridge_over_seeds.csv")
 
 
-def _with_errors(table: pd.DataFrame) -> pd.DataFrame:
+def _with_errors(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     """Reconstruction errors as one more metric, whose `layers` are the measures of error."""
     errors = table["layer"] == RECONSTRUCTION
-    named = table["metric"].map(ERROR_NAMES).fillna(table["metric"])
+    named = table["metric"].map(error_names(evidence)).fillna(table["metric"])
     return table.assign(
         layer=table["layer"].where(~errors, named), metric=table["metric"].where(~errors, _ERRORS)
     )  # fmt: skip
 
 
 def _by_layer(evidence: Evidence, summary: Summary, estimator: str, title: str) -> Iterator[Item]:
-    table = _with_errors(summary.general_correlations(estimator)).dropna(subset=["r"])
+    table = _with_errors(evidence, summary.general_correlations(estimator)).dropna(subset=["r"])
     names = {**reported_metrics(evidence), _ERRORS: "reconstruction error"}
     present = {metric: name for metric, name in names.items() if metric in set(table["metric"])}
     models = [model for model in evidence.study.model_names if model in set(table["model"])]
@@ -253,7 +253,7 @@ def _correlation_table(evidence: Evidence, summary: Summary) -> Iterator[Item]:
     if table.empty:
         return
     columns = ("model", "layer", "metric", "estimator", "n", "seeds", "r", "interval", "seeds from … to", "p adjusted")
-    names = {**reported_metrics(evidence), **ERROR_NAMES}
+    names = {**reported_metrics(evidence), **error_names(evidence)}
     rows = []
     for _, row in table.iterrows():
         words = [

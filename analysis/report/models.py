@@ -35,8 +35,9 @@ def _curves(evidence: Evidence, model: str) -> Iterator[Item]:
             evidence.layout,
             f"loss-{model}",
             f"Training of {model}.",
-            "Each term of the loss by epoch, without its weight; dotted: training images, solid: held-out images. One "
-            "line per seed. Where the lines part, the model has begun to learn its images by heart.",
+            "The loss and its terms (without their weights) by epoch, a line per seed; dotted: training images, with "
+            "z drawn at random and averaged while the weights change; solid: held-out images at the end of the epoch. "
+            "Where solid lines rise while dotted ones fall, the model learns its images by heart.",
             figures.loss_curves,
             curves,
             evidence.study.grid.groups,

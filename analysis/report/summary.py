@@ -14,7 +14,6 @@ from analysis.report.evidence import Evidence
 _WHERE = ["model", "trained_on", "scorer", "subset"]
 GENERAL, OWN_GROUP, ALL_IMAGES, POOLED, ALL_METRICS = "general", "own-group", "all", "pooled", "all"
 PREDICTOR_NAMES = {"all": "all metrics", "gini": "Gini", "l_eps": "Lε", "reconstruction": "reconstruction errors"}
-ERROR_NAMES = {"l1_error": "L1", "l2_error": "L2", "ssim_error": "1 − SSIM", "lpips_error": "LPIPS"}
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,17 @@ def reported_metrics(evidence: Evidence) -> dict[str, str]:
     return {"gini": "Gini", f"l_eps_fraction_{quantile_name(quantile)}": f"Lε (q = {quantile:g})"}
 
 
+def error_names(evidence: Evidence) -> dict[str, str]:
+    """The measures of reconstruction error, and their names for people; LPIPS with random weights says so."""
+    probe = evidence.study.record.lpips
+    lpips = "LPIPS (random weights)" if probe and probe.weights == "random" else "LPIPS"
+    return {"l1_error": "L1", "l2_error": "L2", "ssim_error": "1 − SSIM", "lpips_error": lpips}
+
+
 def metric_name(evidence: Evidence, layer: str, metric: str) -> str:
     """`Gini of conv3`, `SSIM error`."""
     if layer == RECONSTRUCTION:
-        return f"{ERROR_NAMES.get(metric, metric)} reconstruction error"
+        return f"{error_names(evidence).get(metric, metric)} reconstruction error"
     return f"{reported_metrics(evidence).get(metric, metric)} of {layer}"
 
 

@@ -20,7 +20,7 @@ from fluence.store.packed import PackedWriter
 from fluence.study import Study
 
 SIZE_PX = 24
-LAYERS = {"small": 3, "vgg16-5": 4, "untrained": 3}
+LAYERS = {"small": 2, "vgg16-5": 3, "untrained": 2}
 CELLS = [(e, s) for e in ("Asian", "Black", "White") for s in ("Female", "Male")]
 
 
@@ -53,7 +53,7 @@ def settings(**changes: object) -> dict[str, object]:
             "untrained": {"kind": "vae", "training": {"epochs": 0}},
         },
         "training": {"epochs": 8},
-        "analysis": {"permutations": 99, "bootstrap": 99, "ridge": {"folds": 3, "repeats": 2}},
+        "analysis": {"permutations": 99, "bootstrap": 99, "ridge": {"folds": 3, "repeats": 1}},
         "grid": {"groups": ["all", "asian-female", "white-male"], "seeds": [0, 1]},
     } | changes
 

@@ -45,7 +45,7 @@ def curves() -> pd.DataFrame:
         {"group": group, "seed": 0, "phase": phase, "epoch": epoch, "term": term, "value": 1000 / epoch**2}
         for group in ("all", "a")
         for phase in ("train", "validation")
-        for term in ("loss", "reconstruction/l2", "kl", "reconstruction/lpips (alex, random weights)")
+        for term in ("loss", "reconstruction/l2", "kl", "reconstruction/lpips_alex_random")
         for epoch in range(1, 6)
     ]
     return pd.DataFrame(rows)
@@ -121,7 +121,16 @@ def test_loss_curves_have_a_panel_per_term_and_a_line_per_run_and_phase() -> Non
     assert [len(axes.lines) for axes in visible] == [4, 4, 4, 4]
     assert visible[0].get_yscale() == "log"
     assert "100" in texts(figure)
+    assert "LPIPS (alex, random weights)" in texts(figure)
     assert not any("$" in text for text in texts(figure))
+
+
+def test_many_groups_share_one_entry_of_the_legend() -> None:
+    names = ["all", *(f"southeast_asian-female-{number}" for number in range(12))]
+    table = pd.concat([curves().query("group == 'all'").assign(group=name) for name in names])
+    figure = drawn(figures.loss_curves, table, names)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["all", "single groups", "train", "validation"]
 
 
 def test_a_single_epoch_has_a_single_tick() -> None:

@@ -16,7 +16,7 @@ from analysis.report.caveats import caveats
 from analysis.report.evidence import Evidence, gather
 from analysis.report.findings import groups
 from analysis.report.page import Cell, cell, interval, number, p_value
-from analysis.report.summary import summarise
+from analysis.report.summary import metric_name, summarise
 from analysis.report.verdict import detectable_r, verdict
 from fluence.layout import Layout, Run, RunRow
 from fluence.study import Study
@@ -188,6 +188,15 @@ def test_what_qualifies_the_results_is_said(evidence: Evidence) -> None:
 def test_settings_that_qualify_the_results_are_said(changes: dict[str, object], expected: str, tmp_path: Path) -> None:
     study = Study.model_validate(settings(**changes))
     assert expected in caveat_text(gather(study, Layout(tmp_path), []))
+
+
+def test_lpips_with_random_weights_is_named_so_wherever_it_appears(tmp_path: Path) -> None:
+    random, real = (
+        gather(Study.model_validate(settings(record={"lpips": {"weights": weights}})), Layout(tmp_path), [])
+        for weights in ("random", "imagenet")
+    )
+    assert metric_name(random, "reconstruction", "lpips_error") == "LPIPS (random weights) reconstruction error"
+    assert metric_name(real, "reconstruction", "lpips_error") == "LPIPS reconstruction error"
 
 
 def test_the_gravest_caveats_come_first(tmp_path: Path) -> None:
