@@ -34,6 +34,9 @@ from fluence.training.precision import autocast, choose_precision
 from fluence.training.task import load_images
 
 FAR_AWAY_S = 1e9
+LEARNING_RATE = 1e-12
+"""So small that both networks keep the weights they began with: numbers near zero slow a CPU down, and networks that
+learn apart have them in different places."""
 
 
 def main() -> None:
@@ -78,6 +81,7 @@ def _spec(folder: Path, options: argparse.Namespace) -> TrainSpec:
         writer.finish(pd.DataFrame({"image_id": np.arange(num_images).astype(str)}), pd.DataFrame({"image_id": []}))
     model = {"kind": "vae", "architecture": options.architecture, "width": options.width, "norm": options.norm}
     training = {"batch_size": options.batch, "precision": options.precision, "epochs": 10**6, "validation_fraction": 0}
+    training["learning_rate"] = LEARNING_RATE
     return TrainSpec(
         model=VaeModel.model_validate(model),
         training=Training.model_validate(training),
@@ -111,7 +115,7 @@ def _bare_loop(spec: TrainSpec) -> Callable[[], None]:
     images = data.training.batch(torch.arange(len(data.training), device=device))
     model = build(spec.model, data.image_size_px, 0).to(device, memory_format=torch.channels_last)
     objective = Objective(spec.model).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.0, fused=True)
     precision = choose_precision(spec.training, device)
 
     def run_round() -> None:
