@@ -47,6 +47,12 @@ class ArtifactError(FluenceError):
     """A file is missing, damaged, of another version, or does not belong to this study."""
 
 
+class UnwritableError(ArtifactError):
+    """A place cannot be written: full, read-only, not allowed, or no folder."""
+
+    exit_code = 2
+
+
 class RunError(FluenceError):
     """A task could not be finished."""
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from fluence.errors import Diverged, FluenceError, Interrupted, Skipped
 from fluence.layout import Layout
-from fluence.store.outcome import Outcome, Status, provenance, write_outcome
+from fluence.store.outcome import Outcome, Status, provenance, write_outcome, write_progress
 from fluence.study import Study
 from jobs.pipeline import Task
 from jobs.plan import plan, run_rows
@@ -148,9 +148,23 @@ def _pack(task: Task, context: Context) -> Result:
         strict=context.execution.strict,
         num_workers=context.execution.num_workers,
         attributes={"key": task.key, "dataset": task.name},
+        progress=_PackProgress(task, context),
     )
     facts = {"num_images": summary.num_images, "num_problems": summary.num_problems}
     return Result("; ".join(summary.lines), facts)
+
+
+class _PackProgress:
+    """Tells every second or so how many images are packed."""
+
+    def __init__(self, task: Task, context: Context) -> None:
+        self._path, self._key = context.layout.progress(task.stage, task.name), task.key
+        self._told_s = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._told_s >= 1 or done == total:
+            self._told_s = time.monotonic()
+            write_progress(self._path, self._key, done / max(total, 1), f"image {done} of {total}")
 
 
 def _train(task: Task, context: Context) -> Result:

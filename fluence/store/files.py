@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fluence.errors import ArtifactError
+from fluence.errors import ArtifactError, UnwritableError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,8 @@ _ADVICE = {
     errno.EDQUOT: "the quota is used up: free some space or inodes and start again",
     errno.EACCES: "you may not write there: choose another folder with --output",
     errno.EPERM: "you may not write there: choose another folder with --output",
+    errno.ENOTDIR: "a file stands where a folder is needed: choose another folder with --output",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.EROFS: "the file system is read-only: choose another folder with --output",
 }
 
@@ -33,7 +35,7 @@ def explained(path: Path) -> Iterator[None]:
     """Turns an operating system's refusal to write `path` into one clear line.
 
     Raises:
-        ArtifactError: the disk is full, the quota is used up, or the place is not writable.
+        UnwritableError: the disk is full, the quota is used up, or the place is not writable.
     """
     try:
         yield
@@ -41,7 +43,7 @@ def explained(path: Path) -> Iterator[None]:
         advice = _ADVICE.get(error.errno or 0)
         if advice is None:
             raise
-        raise ArtifactError(f"{path}: {advice}") from error
+        raise UnwritableError(f"{path}: {advice}") from error
 
 
 @contextmanager
@@ -49,7 +51,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`, renamed to it when the block ends well and removed when it does not.
 
     Raises:
-        ArtifactError: the disk is full, the quota is used up, or the folder is not writable.
+        UnwritableError: the disk is full, the quota is used up, or the folder is not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path):

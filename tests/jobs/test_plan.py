@@ -1,0 +1,176 @@
+"""The plan: what runs, what does not, and why, from a study and the outcomes on disk alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fluence.layout import Layout
+from fluence.store.outcome import Outcome, Status, write_outcome, write_progress
+from fluence.study import Study
+from jobs.pipeline import Task, output_of, tasks_of
+from jobs.plan import Planned, plan, run_rows
+
+FINGERPRINTS = {"faces": "as it is on disk"}
+
+
+def make_study(**changes: Any) -> Study:
+    content: dict[str, Any] = {
+        "name": "tiny",
+        "data": {"datasets": {"faces": {"kind": "synthetic"}}, "training": "faces", "rated": "faces"},
+        "models": {"small": {"kind": "vae"}, "wide": {"kind": "vae", "width": 2.0}},
+        "grid": {"groups": ["all", "a-female"], "seeds": [0, 1]},
+    }
+    return Study.model_validate({**content, **changes})
+
+
+def finish(task: Task, layout: Layout, status: Status = "done", reason: str = "") -> None:
+    output = output_of(task, layout)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if status == "done":
+        output.mkdir(exist_ok=True) if task.stage == "analyse" else output.touch()
+    write_outcome(layout.outcome(task.stage, task.name), Outcome(status, task.key, reason, task.section))
+
+
+def finish_all(study: Study, layout: Layout) -> None:
+    for position in range(len(tasks_of(study, FINGERPRINTS))):
+        finish(plan(tasks_of(study, FINGERPRINTS), layout)[position].task, layout)
+
+
+def states(study: Study, layout: Layout) -> dict[str, Planned]:
+    return {entry.task.label: entry for entry in plan(tasks_of(study, FINGERPRINTS), layout)}
+
+
+def test_the_grid_is_every_model_group_and_seed_with_three_stages_each() -> None:
+    tasks = tasks_of(make_study(), FINGERPRINTS)
+    assert sum(task.stage == "train" for task in tasks) == 2 * 2 * 2
+    assert len({task.id for task in tasks}) == len(tasks) == 1 + 3 * 8 + 2
+    position = {task.id: number for number, task in enumerate(tasks)}
+    assert all(position[need] < position[task.id] for task in tasks for need in task.needs)
+
+
+def test_at_first_only_packing_can_run_and_nothing_ever_ran(tmp_path: Path) -> None:
+    found = states(make_study(), Layout(tmp_path))
+    assert [label for label, entry in found.items() if entry.state == "ready"] == ["pack faces"]
+    assert found["pack faces"].reason == "never ran"
+    assert found["train small-all-s0"].reason == "waits for pack faces; never ran"
+
+
+def test_a_finished_study_has_nothing_to_do_and_every_task_says_why(tmp_path: Path) -> None:
+    finish_all(make_study(), Layout(tmp_path))
+    found = states(make_study(), Layout(tmp_path))
+    assert {entry.state for entry in found.values()} == {"done"}
+    assert {entry.reason for entry in found.values()} == {"nothing changed since it was done"}
+
+
+def test_changing_one_models_setting_runs_only_its_tasks_and_says_which_setting(tmp_path: Path) -> None:
+    finish_all(make_study(), Layout(tmp_path))
+    changed = make_study(models={"small": {"kind": "vae"}, "wide": {"kind": "vae", "width": 3.0}})
+    to_do = {label: entry for label, entry in states(changed, Layout(tmp_path)).items() if entry.to_do}
+    assert set(to_do) == {
+        f"{stage} wide-{group}-s{seed}"
+        for stage in ("train", "extract", "measure")
+        for group in ("all", "a-female")
+        for seed in (0, 1)
+    } | {"analyse study", "report study"}
+    assert to_do["train wide-all-s0"].reason == "changed: model.width 2.0 → 3.0"
+    assert to_do["extract wide-all-s0"].reason.endswith("what it needs has changed")
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"record": {"tap": "pre"}}, {"extract", "measure", "analyse", "report"}),
+        ({"analysis": {"epsilon": {"report": 0.25}}}, {"measure", "analyse", "report"}),
+        ({"analysis": {"permutations": 199}}, {"analyse", "report"}),
+        ({"description": "said better"}, {"report"}),
+        ({"training": {"epochs": 3}}, {"train", "extract", "measure", "analyse", "report"}),
+    ],
+)
+def test_a_change_reruns_the_stages_that_see_it_and_no_other(
+    tmp_path: Path, changes: dict[str, Any], stages: set[str]
+) -> None:
+    finish_all(make_study(), Layout(tmp_path))
+    found = states(make_study(**changes), Layout(tmp_path))
+    assert {entry.task.stage for entry in found.values() if entry.to_do} == stages
+
+
+def test_where_data_lie_changes_nothing_but_what_they_hold_does(tmp_path: Path) -> None:
+    csv = {"datasets": {"faces": {"kind": "csv", "root": "/a"}}, "training": "faces", "rated": "faces"}
+    moved = {**csv, "datasets": {"faces": {"kind": "csv", "root": "/b"}}}
+    keys = [
+        {task.stage: task.key for task in tasks_of(make_study(data=data), {"faces": content})}
+        for data, content in ((csv, "1"), (moved, "1"), (csv, "2"))
+    ]
+    report = "report"  # sees the whole study, the root included
+    assert {s: k for s, k in keys[0].items() if s != report} == {s: k for s, k in keys[1].items() if s != report}
+    assert not set(keys[0].values()) & set(keys[2].values())
+
+
+def test_an_ended_run_is_a_row_and_stops_only_what_needs_it(tmp_path: Path) -> None:
+    layout, study = Layout(tmp_path), make_study()
+    ends: dict[str, tuple[Status, str]] = {
+        "train small-all-s0": ("diverged", "loss became NaN in epoch 2"),
+        "train small-a-female-s0": ("skipped", "2 images, fewer than 20"),
+        "extract small-all-s1": ("failed", "the disk is full"),
+    }
+    for position in range(len(tasks_of(study, FINGERPRINTS))):
+        entry = plan(tasks_of(study, FINGERPRINTS), layout)[position]
+        if entry.to_do:
+            finish(entry.task, layout, *ends.get(entry.task.label, ("done", "")))
+    found = states(study, layout)
+    assert found["extract small-all-s0"].state == "blocked"
+    assert found["measure small-all-s0"].reason == "train small-all-s0 diverged: loss became NaN in epoch 2"
+    assert found["measure small-a-female-s0"].state == "skipped"
+    assert found["analyse study"].state == found["report study"].state == "done"
+    rows = {row.run.label: (row.status, row.reason) for row in run_rows(tuple(found.values()))}
+    assert rows["small-all-s0"] == ("diverged", "train: loss became NaN in epoch 2")
+    assert rows["small-a-female-s0"] == ("skipped", "train: 2 images, fewer than 20")
+    assert rows["small-all-s1"] == ("failed", "extract: the disk is full")
+    assert rows["wide-all-s0"] == ("done", "")
+
+
+def test_analyse_runs_again_when_another_run_comes_through(tmp_path: Path) -> None:
+    layout, study = Layout(tmp_path), make_study()
+    finish_all(study, layout)
+    measured = states(study, layout)["measure small-all-s0"].task
+    finish(measured, layout, "failed", "the node died")
+    found = states(study, layout)
+    assert found["analyse study"].to_do
+    assert found["report study"].to_do
+
+
+def test_failed_tasks_run_again_only_on_request_and_say_what_happened(tmp_path: Path) -> None:
+    layout, tasks = Layout(tmp_path), tasks_of(make_study(), FINGERPRINTS)
+    finish(tasks[0], layout, "failed", "the disk is full")
+    assert plan(tasks, layout)[0].state == "failed"
+    again = plan(tasks, layout, retry=True)[0]
+    assert (again.state, again.reason) == ("ready", "failed before: the disk is full")
+
+
+def test_interrupted_and_lost_results_are_named(tmp_path: Path) -> None:
+    layout, study = Layout(tmp_path), make_study()
+    finish_all(study, layout)
+    tasks = {task.label: task for task in tasks_of(study, FINGERPRINTS)}
+    output_of(tasks["measure wide-all-s1"], layout).unlink()
+    train = tasks["train small-all-s0"]
+    layout.outcome("train", train.name).unlink()
+    write_progress(layout.progress("train", train.name), train.key, 0.3, "epoch 3 of 10")
+    found = states(study, layout)
+    assert found["measure wide-all-s1"].reason == "its result is gone"
+    assert found["train small-all-s0"].reason == "was interrupted at epoch 3 of 10"
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"format": 99}', b'{"format": 1, "status": "done"}', b"\xff"])
+def test_a_damaged_outcome_counts_as_none(tmp_path: Path, damage: bytes) -> None:
+    layout, study = Layout(tmp_path), make_study()
+    finish_all(study, layout)
+    layout.outcome("pack", "faces").write_bytes(damage)
+    assert states(study, layout)["pack faces"].state == "ready"
+
+
+def test_the_plan_writes_nothing(tmp_path: Path) -> None:
+    plan(tasks_of(make_study(), FINGERPRINTS), Layout(tmp_path / "nowhere"))
+    assert list(tmp_path.iterdir()) == []
