@@ -24,6 +24,7 @@ from jobs.plan import Planned, plan
 from jobs.snapshot import Snapshot
 from jobs.tasks import EXIT_INTERRUPTED, Execution, task_command
 
+_MOST_PLACES = 8
 _POLL_S = 0.1
 _PATIENCE_S = 20.0
 
@@ -36,29 +37,34 @@ class Machine:
         cores: CPU cores.
         gpus: their numbers, as in CUDA_VISIBLE_DEVICES.
         processes: ranks of one training.
-        jobs: tasks that run at the same time.
+        places: processes that work at the same time.
     """
 
     cores: int
     gpus: tuple[str, ...]
     processes: int
-    jobs: int
+    places: int
 
     @classmethod
     def detect(cls, processes: int | None, jobs: int | None) -> Machine:
-        """This machine; by default a training takes one process, and tasks share the cores or GPUs evenly."""
+        """This machine.
+
+        Args:
+            processes: ranks of one training; by default one.
+            jobs: processes at the same time; by default one for each GPU, or each core up to 8.
+        """
         cores, gpus = len(os.sched_getaffinity(0)), _gpus()
         processes = processes or 1
-        places = len(gpus) if gpus else cores
-        return cls(cores, gpus, processes, jobs or max(1, places // processes))
+        return cls(cores, gpus, processes, max(processes, jobs or len(gpus) or min(cores, _MOST_PLACES)))
 
     def ranks(self, task: Task) -> int:
         """Number of processes of a task."""
         return self.processes if task.stage == "train" else 1
 
-    def threads(self, ranks: int) -> int:
+    @property
+    def threads(self) -> int:
         """Threads of each process; the same whatever else runs, since their number can change the last bit."""
-        return max(1, self.cores // (self.jobs * ranks))
+        return max(1, self.cores // self.places)
 
 
 def _gpus() -> tuple[str, ...]:
@@ -73,7 +79,7 @@ class _Running:
     """The processes of one task."""
 
     def __init__(self, task: Task, machine: Machine, gpus: tuple[str, ...], command: list[str], log: Path) -> None:
-        self.task, self.gpus = task, gpus
+        self.task, self.gpus, self.places = task, gpus, machine.ranks(task)
         self.started = time.time()
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log: IO[bytes] = log.open("ab")
@@ -85,7 +91,7 @@ class _Running:
     def _start(self, command: list[str], rank: int, ranks: int, port: int, machine: Machine) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
-            "OMP_NUM_THREADS": str(machine.threads(ranks)),
+            "OMP_NUM_THREADS": str(machine.threads),
             "PYTHONUNBUFFERED": "1",
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -167,15 +173,16 @@ class Pool:
         return planned
 
     def _start_ready(self, planned: tuple[Planned, ...]) -> None:
+        """Fills the free places, with the tasks that need most of them first: the others fit in later."""
         busy = {running.task.id for running in self._running}
-        for entry in planned:
-            if len(self._running) >= self._machine.jobs:
-                return
-            if entry.state == "ready" and entry.task.id not in busy and self._has_room(entry.task):
-                self._start(entry.task)
+        ready = [entry.task for entry in planned if entry.state == "ready" and entry.task.id not in busy]
+        for task in sorted(ready, key=self._machine.ranks, reverse=True):
+            if self._has_room(task):
+                self._start(task)
 
     def _has_room(self, task: Task) -> bool:
-        return not self._wants_gpus(task) or len(self._free_gpus) >= self._wants_gpus(task)
+        free = self._machine.places - sum(running.places for running in self._running)
+        return free >= self._machine.ranks(task) and len(self._free_gpus) >= self._wants_gpus(task)
 
     def _wants_gpus(self, task: Task) -> int:
         return min(self._machine.ranks(task), len(self._machine.gpus)) if STAGE[task.stage].uses_gpu else 0

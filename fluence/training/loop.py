@@ -118,7 +118,7 @@ class TrainingLoop:
         self._checkpoints = Checkpoints(spec.layout.checkpoints(spec.run.id), spec.key)
         self._saved_s = time.monotonic()
         path = spec.layout.progress("train", spec.run.id)
-        self.progress = Progress(path, title=spec.run.label, active=ranks.is_first, quiet=quiet)
+        self.progress = Progress(path, spec.key, title=spec.run.label, active=ranks.is_first, quiet=quiet)
 
     @property
     def step(self) -> int:

@@ -11,7 +11,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from fluence.store.files import write_json
+from fluence.store.outcome import write_progress
 
 INTERVAL_S = 3.0
 
@@ -31,13 +31,14 @@ class Progress:
 
     Args:
         path: the JSON file.
+        key: the key of the task that trains.
         title: what to write beside the bar.
         active: whether this process is the one that tells.
         quiet: no bar. There is none either where standard error is no terminal.
     """
 
-    def __init__(self, path: Path, *, title: str, active: bool, quiet: bool) -> None:
-        self._path, self._title, self._active = path, title, active
+    def __init__(self, path: Path, key: str, *, title: str, active: bool, quiet: bool) -> None:
+        self._path, self._key, self._title, self._active = path, key, title, active
         self._has_bar = active and not quiet and sys.stderr.isatty()
         self._loss: float | None = None
         self._num_images = 0
@@ -70,6 +71,8 @@ class Progress:
         if loss is not None and math.isfinite(loss):
             self._loss = loss
         speed = self._num_images / max(self._told_s - self._started_s, 1e-9)
-        facts = {"loss": self._loss, "images_per_s": round(speed, 1), "updated": time.time()}
-        write_json(self._path, {**vars(place), **facts})
+        fraction = place.step / place.steps if place.steps else 1.0
+        facts = {"loss": self._loss, "images_per_s": round(speed, 1)}
+        text = f"epoch {place.epoch} of {place.epochs}"
+        write_progress(self._path, self._key, fraction, text, **vars(place), **facts)
         self._bar.set_postfix(epoch=f"{place.epoch}/{place.epochs}", loss=self._loss, refresh=False)

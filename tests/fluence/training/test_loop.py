@@ -215,8 +215,11 @@ def test_progress_tells_where_the_training_stands(make_spec):
     assert (told["epoch"], told["epochs"], told["step"]) == (0, 3, 2)
     assert told["loss"] > 0
     assert told["images_per_s"] > 0
+    assert told["key"] == spec.key
+    assert told["text"] == "epoch 0 of 3"
     run(spec)
     told = read_json(spec.layout.progress("train", spec.run.id))
+    assert told["fraction"] == 1
     assert told["step"] == told["steps"] == 3 * (31 // 8)
 
 
