@@ -24,12 +24,17 @@ _SHORT = {
     "t": "time", "w": "nodelist", "x": "exclude",
 }  # fmt: skip
 _SHORT_FLAGS = "HOsk"
-_FLAGS = frozenset(
-    "contiguous exclusive get-user-env hold no-kill no-requeue overcommit oversubscribe requeue reboot "
-    "spread-job test-only use-min-nodes verbose".split()
-)
+_FLAGS = frozenset({
+    "contiguous", "exclusive", "get-user-env", "hold", "no-kill", "no-requeue", "overcommit", "oversubscribe",
+    "reboot", "requeue", "spread-job", "test-only", "use-min-nodes", "verbose", "wait",
+})  # fmt: skip
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SAFE_VALUE = re.compile(r"[A-Za-z0-9@_.,:/+=%-]+")
+
+_TIME = re.compile(
+    r"(?:([0-9]{1,6})-([0-9]{1,6})(?::([0-9]{1,6}))?(?::([0-9]{1,6}))?)"
+    r"|([0-9]{1,6})(?::([0-9]{1,6}))?(?::([0-9]{1,6}))?"
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class _Reader:
             self._sbatch(number, text.removeprefix("#SBATCH"))
         elif text.startswith("#FLUENCE"):
             self._cap(number, text.removeprefix("#FLUENCE"))
-        elif not text.startswith("#") and (text.strip() or self.prologue):
+        elif self.prologue or (text.strip() and not text.startswith("#")):
             self.prologue.append(self._shell(number, text))
 
     def _sbatch(self, number: int, text: str) -> None:
@@ -202,9 +207,7 @@ def minutes(text: str) -> int:
     Raises:
         ValueError: it is none of these, or it is zero, which Slurm takes for no limit.
     """
-    match = re.fullmatch(
-        r"(?:(\d{1,6})-(\d{1,6})(?::(\d{1,6}))?(?::(\d{1,6}))?)|(\d{1,6})(?::(\d{1,6}))?(?::(\d{1,6}))?", text
-    )
+    match = _TIME.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is no time")
     if match[1]:

@@ -37,7 +37,7 @@ def placeholders_for(site: str, given: Mapping[str, str]) -> dict[str, str]:
     """
     path = settings_path()
     text = _read(path)
-    if not text.strip():
+    if all(line.strip().startswith("#") for line in text.splitlines() if line.strip()):
         return dict(given)
     document = Document(text, str(path))
     mistakes = [
