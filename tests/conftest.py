@@ -11,22 +11,25 @@ from tests.cluster.cluster import Cluster, default_folder, stop_abandoned
 from tests.cluster.packages import CannotInstall
 
 
-@pytest.fixture(scope="session")
-def slurm_session() -> Iterator[Cluster]:
-    """The test cluster of this session, or the one that `make cluster` started if FLUENCE_TEST_CLUSTER=keep."""
-    if os.environ.get("FLUENCE_TEST_CLUSTER") == "keep":
-        cluster = Cluster(default_folder())
-        cluster.start()
-        yield cluster
-        return
-    stop_abandoned()
-    cluster = Cluster(default_folder().with_name(f"{default_folder().name}-{os.getpid()}"))
+def started(cluster: Cluster) -> Cluster:
+    """Starts a cluster; skips the test where Slurm cannot be installed, or fails it if FLUENCE_REQUIRE_SLURM=1."""
     try:
         cluster.start()
     except CannotInstall as error:
         if os.environ.get("FLUENCE_REQUIRE_SLURM") == "1":
             pytest.fail(f"FLUENCE_REQUIRE_SLURM=1, but {error}")
         pytest.skip(f"no Slurm here: {error}")
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def slurm_session() -> Iterator[Cluster]:
+    """The test cluster of this session, or with FLUENCE_KEEP_CLUSTER=1 the one of `make cluster`, which stays."""
+    if os.environ.get("FLUENCE_KEEP_CLUSTER") == "1":
+        yield started(Cluster(default_folder()))
+        return
+    stop_abandoned()
+    cluster = started(Cluster(default_folder().with_name(f"{default_folder().name}-{os.getpid()}")))
     yield cluster
     cluster.stop()
 

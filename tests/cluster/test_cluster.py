@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import processes
-from tests.cluster.cluster import DEV_MAX_SUBMIT, DEV_QOS, NODES, Cluster, ClusterError
+from tests.cluster.cluster import DEV_MAX_SUBMIT, DEV_QOS, NODES, Cluster, ClusterError, stop_abandoned
 from tests.cluster.packages import CannotInstall, install
+from tests.conftest import started
 
 ROOT = Path(__file__).resolve().parents[2]
 slurm = pytest.mark.slurm
@@ -225,3 +226,26 @@ def test_without_slurm_and_root_it_says_what_to_type(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(CannotInstall, match="slurmctld; type: sudo apt-get install munge"):
         install()
+
+
+def test_without_slurm_tests_are_skipped_or_fail_where_it_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(self: Cluster) -> None:
+        raise CannotInstall("no apt-get")
+
+    monkeypatch.setattr(Cluster, "start", cannot)
+    monkeypatch.delenv("FLUENCE_REQUIRE_SLURM", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no Slurm here: no apt-get"):
+        started(Cluster(Path("unused")))
+    monkeypatch.setenv("FLUENCE_REQUIRE_SLURM", "1")
+    with pytest.raises(pytest.fail.Exception, match="no apt-get"):
+        started(Cluster(Path("unused")))
+
+
+def test_a_cluster_of_a_killed_session_is_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUENCE_TEST_CLUSTER_FOLDER", str(tmp_path / "slurm"))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for owner in (gone.pid, os.getpid()):
+        (tmp_path / f"slurm-{owner}" / "log").mkdir(parents=True)
+    stop_abandoned()
+    assert [path.name for path in tmp_path.iterdir()] == [f"slurm-{os.getpid()}"]
