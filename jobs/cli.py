@@ -131,6 +131,7 @@ def _run(given: argparse.Namespace) -> int:
 
     study, layout = _load(given)
     snapshot = take_snapshot(study, layout)
+    _read_manifests(snapshot, layout)
     with locked(layout):
         machine = Machine.detect(given.processes, given.jobs)
         _keep_study(given.study, layout)
@@ -143,6 +144,17 @@ def _run(given: argparse.Namespace) -> int:
             _say("stopped; what is done is kept, and the same command continues")
             return 130
     return _say_end(planned, layout)
+
+
+def _read_manifests(snapshot: Snapshot, layout: Layout) -> None:
+    """Finds what is wrong with the tables of images that are still to be packed, before anything is written."""
+    from fluence.data.readers import read_manifest
+    from jobs.plan import plan
+
+    data = snapshot.study.data
+    for entry in plan(snapshot.tasks, layout, retry=True):
+        if entry.task.stage == "pack" and entry.to_do and data.datasets[entry.task.name].kind != "synthetic":
+            read_manifest(data.datasets[entry.task.name], data)
 
 
 def _keep_study(path: Path, layout: Layout) -> None:

@@ -246,10 +246,11 @@ def bad_manifest(folder: Path, rows: str) -> Path:
     ],
     ids=["no path", "no number", "one id twice", "no group columns", "empty"],
 )
-def test_a_wrong_manifest_is_one_clear_message(tmp_path: Path, rows: str, words: str) -> None:
+def test_a_wrong_manifest_is_one_clear_message_and_leaves_nothing(tmp_path: Path, rows: str, words: str) -> None:
     study = bad_manifest(tmp_path, rows)
-    message = fluence("check", str(study), "--output", str(tmp_path / "out"), expect=2)
-    assert words in message
+    for verb in ("check", "run"):
+        assert words in fluence(verb, str(study), "--output", str(tmp_path / "out"), expect=2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional
 
 Nonlinearity = Literal["relu", "linear"]
 """What follows a layer, for the scale of its initial weights."""
@@ -18,20 +19,51 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes. Its gradient is again a sum over all processes."""
+class _GlobalNorm(torch.autograd.Function):
+    """Normalises a share of a batch by mean and variance of the whole; one exchange each way, whatever the maps' size.
+
+    Forward exchanges the moments of each share, which Chan's formula joins without cancellation; backward exchanges
+    the sums of the gradient and of gradient × normalised value. All else is PyTorch's own fused batch normalisation.
+
+    Source: Ioffe & Szegedy 2015, algorithm 1 and section 3; Chan, Golub & LeVeque 1979, eq. 2.1.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean, variance, count = _global_moments(x)
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, count)
+        return functional.batch_norm(x, mean, variance, weight, bias, eps=eps), mean, variance, count
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, variance, count = ctx.saved_tensors
+        # With `train` off this is the gradient at fixed moments; the sums are those of this share.
+        gradient, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack([by_bias, by_weight])
+        dist.all_reduce(sums)
+        rate = torch.rsqrt(variance + ctx.eps)
+        slope = weight * rate.square() * sums[1] / count
+        offset = weight * rate * sums[0] / count - slope * mean
+        through_moments = torch.addcmul(offset[:, None, None], slope[:, None, None], x)
+        return gradient - through_moments, by_weight, by_bias, None
+
+
+def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [C], biased variance [C] and count [] per channel, of the shares [B, C, H, W] of all processes."""
+    variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+    share = torch.cat([mean, variance, x.new_tensor([x.numel() / x.shape[1]])])
+    shares = [torch.empty_like(share) for _ in range(dist.get_world_size())]
+    dist.all_gather(shares, share)
+    means, variances = torch.stack(shares)[:, :-1].unflatten(1, (2, -1)).unbind(1)
+    counts = torch.stack(shares)[:, -1:]
+    count = counts.sum()
+    mean = (counts * means).sum(0) / count
+    variance = (counts * (variances + (means - mean).square())).sum(0) / count
+    return mean, variance, count
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -54,10 +86,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
         x = at_least_float32(input)
-        mean, variance, count = _global_moments(x)
-        self._follow(mean.detach(), variance.detach(), count)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        normalised = (x - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
+        normalised, mean, variance, count = _GlobalNorm.apply(x, self.weight, self.bias, self.eps)
+        self._follow(mean, variance, count)
         return normalised.to(input.dtype)
 
     @torch.no_grad()
@@ -67,19 +97,6 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         unbiased = variance * (count / (count - 1).clamp(min=1))
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(unbiased, self.momentum)
-
-
-def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C], biased variance [C] and count [] per channel, of the batches [B, C, H, W] of all processes.
-
-    The variance is summed around the global mean, in a second pass: a sum of squares would cancel in float32.
-    """
-    local_count = x.new_tensor([x.numel() / x.shape[1]])
-    sums = _SumOverProcesses.apply(torch.cat([x.sum(dim=(0, 2, 3)), local_count]))
-    count = sums[-1].detach()
-    mean = sums[:-1] / count
-    squares = (x - mean[:, None, None]).square().sum(dim=(0, 2, 3))
-    return mean, _SumOverProcesses.apply(squares) / count, count
 
 
 def norm_layer(kind: str, channels: int) -> nn.Module:

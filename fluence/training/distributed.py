@@ -133,7 +133,8 @@ class Team:
         if self._cpus is None:
             return model
         gpus = [self.ranks.device] if self.ranks.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=gpus)
+        # Buffers need no broadcast: batch normalisation over all processes leaves the same ones everywhere.
+        return nn.parallel.DistributedDataParallel(model, device_ids=gpus, broadcast_buffers=False)
 
 
 @contextmanager
