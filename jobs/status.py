@@ -56,23 +56,28 @@ def is_locked(layout: Layout) -> bool:
 def state_rows(planned: tuple[Planned, ...], layout: Layout) -> list[dict[str, Any]]:
     """One row per task: stage, task, state in plain words, fraction done, reason, log."""
     active = is_locked(layout)
-    rows = []
-    for entry in planned:
-        task = entry.task
-        progress = read_progress(layout.progress(task.stage, task.name), task.key) if entry.to_do else None
-        log = layout.log(task.stage, task.name)
-        rows.append(
-            {
-                "stage": task.stage,
-                "task": task.name,
-                "run": task.run.label if task.run else "",
-                "state": _words(entry, progress, active),
-                "fraction": 1.0 if entry.state == "done" else progress.fraction if progress else 0.0,
-                "reason": entry.reason,
-                "log": str(log) if log.exists() else "",
-            }
-        )
-    return rows
+    return [_row(entry, layout, active) for entry in planned]
+
+
+def _row(entry: Planned, layout: Layout, active: bool) -> dict[str, Any]:
+    task = entry.task
+    progress = read_progress(layout.progress(task.stage, task.name), task.key) if entry.to_do else None
+    state = _words(entry, progress, active)
+    log = layout.log(task.stage, task.name)
+    return {
+        "stage": task.stage,
+        "task": task.name,
+        "run": task.run.label if task.run else "",
+        "state": state,
+        "fraction": 1.0 if entry.state == "done" else progress.fraction if progress else 0.0,
+        "reason": _place(progress) if progress and state.startswith("running") else entry.reason,
+        "log": str(log) if log.exists() else "",
+    }
+
+
+def _place(progress: Progress) -> str:
+    loss = progress.facts.get("loss")
+    return progress.text + (f", loss {loss:.4g}" if loss is not None else "")
 
 
 def _words(entry: Planned, progress: Progress | None, active: bool) -> str:
