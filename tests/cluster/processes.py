@@ -59,13 +59,23 @@ def end(find: Callable[[], list[Process]], patience_s: float = 10) -> None:
         RuntimeError: some do not go.
     """
     deadline = time.monotonic() + patience_s
-    while processes := find():
+    ending: list[Process] = []
+    while (found := find()) or (ending := [process for process in ending if _still_ends(process.pid)]):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"these processes do not end: {', '.join(f'{p.pid} {p.name}' for p in processes)}")
-        for process in processes:
+            raise RuntimeError(f"these do not end: {', '.join(f'{p.pid} {p.name}' for p in [*found, *ending])}")
+        for process in found:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
-        time.sleep(0.05)
+        ending += found
+        time.sleep(0.02)
+
+
+def _still_ends(pid: int) -> bool:
+    """Whether a killed process still holds its files and ports; a zombie holds nothing and waits for its parent."""
+    try:
+        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _all() -> Iterator[Process]:
