@@ -34,7 +34,7 @@ _PORTS = ("slurmctld", "slurmdbd", *NODES)
 _TEMPLATES = Path(__file__).with_name("templates")
 _FINAL_STATES = ("CANCELLED", "COMPLETED", "FAILED", "OUT_OF_MEMORY", "TIMEOUT")
 _LONGEST_SOCKET_PATH = 107
-_START_S, _STOP_S = 60.0, 20.0
+_START_S, _STOP_S, _ABSENT_S = 60.0, 20.0, 2.0
 
 
 class ClusterError(Exception):
@@ -101,10 +101,8 @@ class Cluster:
         """Brings nodes back that a test has stopped, or starts the whole cluster anew."""
         if self._is_well():
             return
-        running = {process.command for process in self._processes()}
-        for node in NODES:
-            if not any("-N" in command and node in command for command in running):
-                self.start_node(node)
+        for node in set(NODES) - self._nodes_among(self._processes()):
+            self.start_node(node)
         try:
             self._wait_for("slurmctld", self._is_well)
         except ClusterError:
@@ -276,9 +274,14 @@ class Cluster:
     def _processes(self) -> list[Process]:
         return processes.of_cluster(self.folder, self.name)
 
+    @staticmethod
+    def _nodes_among(running: list[Process]) -> set[str]:
+        """Nodes whose slurmd runs; one may show twice while it forks."""
+        return {node for node in NODES for p in running if p.name == "slurmd" and node in p.command}
+
     def _is_well(self) -> bool:
-        names = [process.name for process in self._processes()]
-        complete = all(name in names for name in _DAEMONS) and names.count("slurmd") == len(NODES)
+        running = self._processes()
+        complete = {p.name for p in running} >= set(_DAEMONS) and self._nodes_among(running) == set(NODES)
         states = self.node_states() if complete else {}
         return len(states) == len(NODES) and not any(s.startswith("down") or s.endswith("*") for s in states.values())
 
@@ -345,9 +348,11 @@ class Cluster:
         return self.run(*command, check=False).returncode == 0
 
     def _wait_for(self, daemon: str, is_ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _START_S
+        began = seen = time.monotonic()
         while not is_ready():
-            if time.monotonic() > deadline or not self._lives(daemon):
+            now = time.monotonic()
+            seen = now if self._lives(daemon) else seen  # a process cannot be recognised in the middle of its exec
+            if now - began > _START_S or now - seen > _ABSENT_S:
                 raise ClusterError(f"{daemon} does not start:\n{self._last_lines(daemon)}")
             time.sleep(0.1)
 

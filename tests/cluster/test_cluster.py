@@ -180,7 +180,7 @@ def test_a_cluster_killed_while_starting_leaves_nothing(slurm_session: Cluster, 
 
 
 @slurm
-def test_a_second_cluster_starts_heals_and_goes(slurm_session: Cluster, tmp_path: Path) -> None:
+def test_a_second_cluster_starts_heals_and_goes(slurm_cluster: Cluster, tmp_path: Path) -> None:
     """Beside the first one: nothing clashes. A start of a half-dead one starts it anew; stop takes its jobs along."""
     cluster = Cluster(tmp_path / "cluster")
 
@@ -197,15 +197,16 @@ def test_a_second_cluster_starts_heals_and_goes(slurm_session: Cluster, tmp_path
         assert tool("status", cluster.folder).returncode == 1
         assert tool("start", cluster.folder).returncode == 0
         assert cluster.status() == "running"
-        job = cluster.sbatch("--output=/dev/null", "--wrap=bash -c 'exec -a left-over sleep 300'")
-        cluster.wait_for_job(job, "RUNNING")
+        cluster.sbatch(f"--output={tmp_path}/out", "--wrap=echo begun; bash -c 'exec -a left-over sleep 300'")
+        printed(tmp_path / "out")
+        time.sleep(0.5)
         assert any("left-over" in p.command for p in mine())
     finally:
         stopped = tool("stop", cluster.folder)
     assert stopped.returncode == 0, stopped.stderr
     assert not cluster.folder.exists()
     assert not mine()
-    assert slurm_session.status() == "running"
+    assert slurm_cluster.status() == "running"
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
