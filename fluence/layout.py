@@ -116,6 +116,25 @@ class Layout:
         return self.root / "tasks" / "snapshots" / f"{digest}.json"
 
     @property
+    def journal(self) -> Path:
+        """What was handed to Slurm, one JSON object per line."""
+        return self.root / "tasks" / "journal.jsonl"
+
+    @property
+    def submissions(self) -> Path:
+        """Folder of everything handed to Slurm at once: a folder for each batch."""
+        return self.root / "tasks" / "submissions"
+
+    def submission(self, token: str) -> Path:
+        """Folder of one batch: its list of tasks, scripts and what Slurm itself has to say."""
+        return self.submissions / token
+
+    @property
+    def slurm_answers(self) -> Path:
+        """What Slurm answered last, so that it is not asked more often than once a minute."""
+        return self.root / "tasks" / "slurm.json"
+
+    @property
     def lock(self) -> Path:
         """Held while `fluence run` works on this folder."""
         return self.root / "tasks" / "run.lock"
