@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean cluster cluster-down
 
 demo: $(VENV)/.installed
 	$(BIN)/fluence check studies/demo.yaml
@@ -37,3 +37,10 @@ $(VENV)/.installed-test: setup.cfg $(VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) build *.egg-info
+
+# A real Slurm on this machine, to try things on; see tests/cluster.
+cluster: $(VENV)/.installed-test
+	$(BIN)/python -m tests.cluster start
+
+cluster-down: $(VENV)/.installed-test
+	$(BIN)/python -m tests.cluster stop
