@@ -194,7 +194,7 @@ def read_queue(text: str) -> dict[str, JobState]:
     """Jobs as squeue tells them: id, state, reason, nodes, start, end, time used, restarts, user, comment, name."""
     jobs = {}
     for line in text.splitlines():
-        id_, state, reason, node, start, end, used, restarts, _, comment, name = line.split("|", 10)
+        id_, state, reason, node, start, end, used, restarts, _, comment, name = map(str.strip, line.split("|", 10))
         for element in expanded(id_):
             jobs[element] = JobState(
                 id=element,

@@ -1,4 +1,4 @@
-"""Slurm's own commands: the only module that calls squeue, sacct, scancel and scontrol, and reads what they answer.
+"""Slurm's own commands: the only module that calls sbatch, squeue, sacct, scancel and scontrol, and reads what they answer.
 
 One look at all jobs of a study is one `squeue` and at most one `sacct`, kept in the study's folder for a minute, so
 that many looks from many shells stay one call. No shell ever sees an argument.
@@ -87,6 +87,10 @@ def run_command(arguments: Sequence[str], timeout_s: float) -> Answer:
     except subprocess.TimeoutExpired as error:
         raise NoAnswer(f"{arguments[0]} did not answer within {timeout_s:.0f} s") from error
     return Answer(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+def _of_another_job(name: str) -> bool:
+    return name.startswith("SBATCH_") or (name.startswith("SLURM_") and not name.startswith("SLURM_CONF"))
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ class Slurm:
         queue, accounts, num_queued, notes = None, None, 0, []
         try:
             text = self.call("squeue", *_queue_arguments(wanted.users | {str(os.getuid())}))
-            queue, num_queued = _ours(text, wanted, 9, 2), _num_live(text)
+            queue, num_queued = _ours(text, wanted.jobs, wanted.words, 9), _num_live(text)
         except NoAnswer as error:
             notes.append(f"the queue cannot be seen: {error}")
         known = wanted.jobs | {_base(line.split("|", 1)[0]) for line in (queue or "").splitlines()}
@@ -200,7 +204,7 @@ class Slurm:
         if known or lost:
             try:
                 text = self.call("sacct", *_account_arguments(known, lost, wanted), timeout_s=60.0)
-                accounts = _ours(text, wanted, 11, 2)
+                accounts = _ours(text, known, wanted.words, 11)
             except NoAnswer as error:
                 notes.append(f"no accounting: {error}")
         return {
@@ -214,7 +218,7 @@ class Slurm:
     def _kept(self, asked: list[str]) -> dict[str, Any] | None:
         if self._cache is None:
             return None
-        with suppress(ArtifactError, OSError, AttributeError, KeyError):
+        with suppress(ArtifactError, OSError, TypeError, KeyError):
             kept = read_json(self._cache)
             return kept if kept["asked"] == asked and isinstance(kept["time"], float) else None
         return None
@@ -239,6 +243,14 @@ class Slurm:
             if answer.code != 0 and complaints:
                 raise NoAnswer("; ".join(complaints))
         self.forget()
+
+    def sbatch(self, script: Path) -> str:
+        """Submits a script; returns the id of the job or array.
+
+        Raises:
+            NoAnswer: sbatch refuses, with its words, or takes so long that nobody knows.
+        """
+        return self.call("sbatch", "--parsable", str(script), timeout_s=120.0).strip().partition(";")[0]
 
     def requeue(self, job: str) -> None:
         """Puts a job back in the queue under its own id; one that is there already is left alone.
@@ -279,22 +291,21 @@ def _base(element: str) -> str:
     return element.partition("_")[0].strip()
 
 
-def _ours(text: str, wanted: Wanted, column: int, columns: int) -> str:
-    """The lines about the wanted jobs, without the blanks that fill squeue's columns.
+def _ours(text: str, jobs: Collection[str], words: Collection[str], column: int) -> str:
+    """The lines about some jobs, without the blanks that fill squeue's columns.
 
     Args:
         text: what squeue or sacct printed.
-        wanted: the jobs.
-        column: where the comment and the name begin.
-        columns: how many columns they are.
+        jobs: ids of jobs and arrays.
+        words: one of them in the comment or the name will do, too.
+        column: where the comment is; the name comes next and is the last.
     """
-    tokens = re.compile("|".join(map(re.escape, sorted(wanted.words))) or r"(?!)")
+    said = re.compile("|".join(map(re.escape, sorted(words))) or r"(?!)")
     lines = []
     for line in text.splitlines():
-        cells = [cell.strip() for cell in line.split("|", column + columns - 1)]
-        if len(cells) == column + columns and (
-            _base(cells[0]) in wanted.jobs or tokens.search(" ".join(cells[column:]))
-        ):
+        cells = [cell.strip() for cell in line.split("|", column + 1)]
+        whole = len(cells) == column + 2
+        if whole and (_base(cells[0]) in jobs or said.search(" ".join(cells[column:]))):
             lines.append("|".join(cells))
     return "\n".join(lines)
 
