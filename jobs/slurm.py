@@ -1,4 +1,4 @@
-"""Slurm's own commands: the only module that calls sbatch, squeue, sacct, scancel and scontrol, and reads what they answer.
+"""Slurm's own commands: the only module that calls sbatch, squeue, sacct, scancel and scontrol, and reads their words.
 
 One look at all jobs of a study is one `squeue` and at most one `sacct`, kept in the study's folder for a minute, so
 that many looks from many shells stay one call. No shell ever sees an argument.
@@ -251,6 +251,19 @@ class Slurm:
             NoAnswer: sbatch refuses, with its words, or takes so long that nobody knows.
         """
         return self.call("sbatch", "--parsable", str(script), timeout_s=120.0).strip().partition(";")[0]
+
+    def sbatch(self, script: Path) -> str:
+        """Submits a script; returns the id of the job or array.
+
+        Raises:
+            NoAnswer: sbatch refuses, with its words.
+        """
+        said = self.call("sbatch", "--parsable", str(script), timeout_s=120.0)
+        job = said.strip().splitlines()[-1].partition(";")[0] if said.strip() else ""
+        if not job.isdigit():
+            raise NoAnswer(f"sbatch: answered {said.strip()!r} where a job id was expected")
+        self.forget()
+        return job
 
     def requeue(self, job: str) -> None:
         """Puts a job back in the queue under its own id; one that is there already is left alone.

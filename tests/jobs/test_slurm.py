@@ -215,6 +215,18 @@ def test_what_has_ended_counts_as_cancelled_and_any_other_refusal_is_told() -> N
         Slurm(None, double).cancel(["7"])
 
 
+def test_sbatch_answers_with_an_id_and_its_refusal_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    program(tmp_path, "sbatch", """[ "$*" = "--parsable /a b/job.sh" ] && echo '4242;jean-zay'""")
+    assert Slurm().sbatch(Path("/a b/job.sh")) == "4242"
+    program(tmp_path, "sbatch", "echo 'sbatch: error: invalid account' >&2; exit 1")
+    with pytest.raises(NoAnswer, match="sbatch: error: invalid account"):
+        Slurm().sbatch(Path("job.sh"))
+    program(tmp_path, "sbatch", "echo queued, probably")
+    with pytest.raises(NoAnswer, match="where a job id was expected"):
+        Slurm().sbatch(Path("job.sh"))
+
+
 def test_requeueing_twice_is_no_mistake() -> None:
     double = SlurmDouble(refusals="Job is pending execution for job 7: Job/step already pending execution\n")
     Slurm(None, double).requeue("7")
