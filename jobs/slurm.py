@@ -250,14 +250,6 @@ class Slurm:
         Raises:
             NoAnswer: sbatch refuses, with its words, or takes so long that nobody knows.
         """
-        return self.call("sbatch", "--parsable", str(script), timeout_s=120.0).strip().partition(";")[0]
-
-    def sbatch(self, script: Path) -> str:
-        """Submits a script; returns the id of the job or array.
-
-        Raises:
-            NoAnswer: sbatch refuses, with its words.
-        """
         said = self.call("sbatch", "--parsable", str(script), timeout_s=120.0)
         job = said.strip().splitlines()[-1].partition(";")[0] if said.strip() else ""
         if not job.isdigit():
@@ -272,7 +264,7 @@ class Slurm:
             NoAnswer: scontrol refuses, for example since the site does not allow it.
         """
         answer = self._run(["scontrol", "requeue", job], 60.0)
-        if answer.code != 0 and "already pending" not in answer.err.lower():
+        if answer.code != 0 and "pending execution" not in answer.err:
             raise NoAnswer(" ".join(answer.err.split()) or f"scontrol: exit code {answer.code}")
 
     def config(self) -> dict[str, str]:
