@@ -134,6 +134,14 @@ class Layout:
         """What Slurm answered last, so that it is not asked more often than once a minute."""
         return self.root / "tasks" / "slurm.json"
 
+    def code(self, digest: str) -> Path:
+        """The code that submitted tasks run with, as it was when they were submitted."""
+        return self.root / "tasks" / "code" / digest
+
+    def starts(self, stage: str, task: str) -> Path:
+        """How often a task was started on a cluster since it last came any further."""
+        return self.root / "tasks" / stage / f"{task}.starts.json"
+
     @property
     def lock(self) -> Path:
         """Held while `fluence run` works on this folder."""

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fluence.errors import StudyError
 from fluence.layout import Layout
@@ -35,13 +36,20 @@ class Snapshot:
         """Every task of the study, each after those it needs."""
         return tasks_of(self.study, self.fingerprints)
 
+    @property
+    def _content(self) -> dict[str, Any]:
+        return {"study": self.study.model_dump(mode="json"), "fingerprints": dict(self.fingerprints)}
+
+    def path(self, layout: Layout) -> Path:
+        """Where `save` writes: under its own hash, so that a running task never sees an edited study."""
+        content = json.dumps(self._content, sort_keys=True)
+        return layout.snapshot(hashlib.sha256(content.encode()).hexdigest()[:16])
+
     def save(self, layout: Layout) -> Path:
-        """Writes the snapshot under its own hash, so that a running task never sees an edited study."""
-        content = {"study": self.study.model_dump(mode="json"), "fingerprints": dict(self.fingerprints)}
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-        path = layout.snapshot(digest)
+        """Writes the snapshot, unless it is there already; returns its path."""
+        path = self.path(layout)
         if not path.exists():
-            write_json(path, content)
+            write_json(path, self._content)
         return path
 
     @classmethod

@@ -1,6 +1,7 @@
 """One task, run in this process: what each stage calls, and how its end is written down.
 
-`python -m jobs.tasks SNAPSHOT STAGE NAME` is what every way of running a study starts, once per rank.
+`python -m jobs.tasks SNAPSHOT STAGE NAME` is what a local run starts, once per rank. On a cluster submitit calls a
+`ClusterTask` instead. Both end in `run_task`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from fluence.errors import Diverged, FluenceError, Interrupted, Skipped
 from fluence.layout import Layout
 from fluence.store.outcome import Outcome, Status, provenance, write_outcome, write_progress
 from fluence.study import Study
-from jobs.pipeline import Task
-from jobs.plan import plan, run_rows
+from jobs.pipeline import STAGE, Task
+from jobs.plan import Planned, plan, run_rows
 from jobs.snapshot import Snapshot
+from jobs.starts import MOST_STARTS, is_hopeless
 
+_SHOWS_WITHIN_S = 20.0
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 0, 1, 2, 75
 
 
@@ -107,7 +110,7 @@ def run_task(snapshot: Path, stage: str, name: str, execution: Execution, stop: 
     started = time.time()
     taken, layout = Snapshot.load(snapshot), Layout(snapshot.parents[2])
     tasks = taken.tasks
-    task = next(p.task for p in plan(tasks, layout) if p.task.id == f"{stage}/{name}")
+    task = planned_task(tasks, layout, stage, name).task
     context = Context(taken.study, layout, tasks, execution, stop)
     try:
         result = BODIES[stage](task, context)
@@ -124,6 +127,15 @@ def run_task(snapshot: Path, stage: str, name: str, execution: Execution, stop: 
     if os.environ.get("RANK", "0") == "0":
         write_outcome(layout.outcome(stage, name), outcome)
     return EXIT_FAILED if outcome.status == "failed" else EXIT_DONE
+
+
+def planned_task(tasks: tuple[Task, ...], layout: Layout, stage: str, name: str) -> Planned:
+    """One task and its state, without a look at the tasks that it does not depend on."""
+    wanted = {f"{stage}/{name}"}
+    for task in reversed(tasks):  # each stands after those it needs
+        if task.id in wanted:
+            wanted.update(task.needs)
+    return plan(tuple(task for task in tasks if task.id in wanted), layout)[-1]
 
 
 def _status(error: FluenceError) -> Status:
@@ -237,6 +249,92 @@ BODIES: dict[str, Callable[[Task, Context], Result]] = {
     "report": _report,
 }
 POLLED = ("train", "extract")
+
+
+@dataclass(frozen=True)
+class ClusterTask:
+    """What submitit calls on a cluster, once per rank: one task of a batch, chosen by its place in the array.
+
+    A rank that was asked to stop ends with code 75 when its state is saved; the script of the job then sees to it that
+    the job starts again (`jobs.again`). Nothing is kept in this object: where a task continues is on disk.
+
+    Attributes:
+        snapshot: the study as it was planned.
+        stage: name of the stage.
+        names: names of the tasks, in the order of the array.
+        execution: settings that change no result.
+    """
+
+    snapshot: Path
+    stage: str
+    names: tuple[str, ...]
+    execution: Execution
+
+    def __call__(self) -> None:
+        """Runs the task, unless it is done or something that it needs is missing; its words go to the task's log.
+
+        Raises:
+            SystemExit: it failed, or was interrupted.
+        """
+        stop = StopFlag(polled=self.stage in POLLED)
+        try:
+            stop.install()
+            code = self._run(stop)
+        except Interrupted as interruption:
+            print(interruption, flush=True)
+            code = EXIT_INTERRUPTED
+        if code:
+            raise SystemExit(code)
+
+    def checkpoint(self) -> Any:
+        """What submitit starts again, should a signal arrive before this task listens: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def _run(self, stop: StopFlag) -> int:
+        from jobs.ranks import slurm_ranks
+
+        os.environ.update(slurm_ranks(os.environ))
+        name = self.names[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(self.names) > 1 else 0]
+        layout = Layout(self.snapshot.parents[2])
+        _print_to(layout.log(self.stage, name))
+        entry = self._look(layout, name)
+        is_first = os.environ["RANK"] == "0"
+        if not self._can_run(entry):
+            if is_first:
+                print(f"{entry.task.label}: {entry.state}, nothing to do: {entry.reason}", flush=True)
+            return EXIT_DONE
+        if is_first and is_hopeless(entry.task, layout, os.environ.get("SUBMITIT_FOLDER", "")):
+            reason = f"gave up after {MOST_STARTS} starts in a row without a new checkpoint"
+            outcome = Outcome("failed", entry.task.key, reason, entry.task.section)
+            write_outcome(layout.outcome(self.stage, name), outcome)
+            return EXIT_FAILED
+        return run_task(self.snapshot, self.stage, name, self.execution, stop)
+
+    def _can_run(self, entry: Planned) -> bool:
+        """Analysis and report take whatever is done."""
+        return entry.state == "ready" or (entry.to_do and STAGE[self.stage].each == "study")
+
+    def _look(self, layout: Layout, name: str) -> Planned:
+        """The state of the task; what another node has just written may take some seconds to show here."""
+        tasks, deadline = Snapshot.load(self.snapshot).tasks, time.monotonic() + _SHOWS_WITHIN_S
+        while True:
+            entry = planned_task(tasks, layout, self.stage, name)
+            if entry.state != "waiting" or self._can_run(entry) or time.monotonic() > deadline:
+                return entry
+            time.sleep(1)
+
+
+def _print_to(log: Path) -> None:
+    """From here on, this process and its children print to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
 
 
 def _end_with_parent() -> None:

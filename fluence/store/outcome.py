@@ -17,6 +17,7 @@ from fluence.errors import ArtifactError
 from fluence.store.files import read_json, write_json
 
 FORMAT = 1
+COMMIT = "COMMIT"  # file beside a copy of the code: where it was copied from
 Status = Literal["done", "skipped", "failed", "diverged"]
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "statsmodels", "h5py", "pillow")
 
@@ -110,6 +111,8 @@ def provenance(started: float, inputs: dict[str, str]) -> dict[str, Any]:
 def code_commit() -> str:
     """The commit of the code that runs, `-dirty` if it was changed since, or `unknown` outside a checkout."""
     folder = Path(__file__).resolve().parents[2]
+    if (folder / COMMIT).is_file():
+        return (folder / COMMIT).read_text(encoding="utf-8").strip()
     if not (folder / ".git").exists():
         return "unknown"
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]

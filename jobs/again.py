@@ -1,0 +1,72 @@
+"""The last line of every job: whether it has to start again, and a failure that nobody has written down yet.
+
+`python -m jobs.again FOLDER SNAPSHOT CODE` runs in the job itself after its ranks have ended. It is the one place that
+knows what an end means: 0 is an end, 75 asks to continue, above 128 a signal ended a rank (a lost process, too little
+memory), and anything else is a failure. How often a task may start without getting any further is counted where it
+starts (`jobs.starts`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from fluence.errors import FluenceError
+from fluence.layout import Layout
+from fluence.store.files import read_json
+from fluence.store.outcome import Outcome, write_outcome
+from jobs.slurm import Slurm
+from jobs.snapshot import Snapshot
+from jobs.tasks import EXIT_INTERRUPTED, planned_task
+
+_BY_SIGNAL = 128
+
+
+def end(folder: Path, snapshot: Path, code: int) -> int:
+    """Does what the end of a job's ranks asks for.
+
+    Args:
+        folder: folder of the batch (`Layout.submission`).
+        snapshot: the study as it was planned.
+        code: the highest exit code of the ranks.
+
+    Returns:
+        The exit code of the job.
+    """
+    if code == 0:
+        return 0
+    if code == EXIT_INTERRUPTED or code > _BY_SIGNAL:
+        job, slurm = os.environ["SLURM_JOB_ID"], Slurm()
+        if not _still_runs(slurm, job):
+            print("the job was ended from outside; it does not ask to start again", flush=True)
+            return code
+        print(f"ended with {code}; it continues in another run of job {job}", flush=True)
+        slurm.requeue(job)
+        return 0
+    _write_failure(folder, snapshot, code)
+    return code
+
+
+def _still_runs(slurm: Slurm, job: str) -> bool:
+    """Whether nobody has cancelled or requeued the job meanwhile: a cancelled one must not come back."""
+    return slurm.call("squeue", "--noheader", f"--jobs={job}", "--format=%T").split() == ["RUNNING"]
+
+
+def _write_failure(folder: Path, snapshot: Path, code: int) -> None:
+    """Where the ranks could not say why they failed, this says so in their place."""
+    batch, layout = read_json(folder / "batch.json"), Layout(snapshot.parents[2])
+    index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(batch["tasks"]) > 1 else 0
+    stage, name = batch["stage"], batch["tasks"][index]
+    entry = planned_task(Snapshot.load(snapshot).tasks, layout, stage, name)
+    if entry.to_do:
+        reason = f"a process ended with exit code {code}; its log says more"
+        write_outcome(layout.outcome(stage, name), Outcome("failed", entry.task.key, reason, entry.task.section))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(end(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
+    except FluenceError as error:
+        print(error, file=sys.stderr)
+        sys.exit(int(sys.argv[3]))

@@ -1,0 +1,51 @@
+"""When to give up: a task that was started again and again without coming any further has failed.
+
+Slurm's count of restarts and submitit's clock know nothing of progress. Here, what counts is the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fluence.errors import ArtifactError
+from fluence.layout import Layout
+from fluence.store.files import read_json, write_json
+from fluence.store.outcome import read_progress
+from jobs.pipeline import Task
+
+MOST_STARTS = 5
+
+
+def is_hopeless(task: Task, layout: Layout, submission: str) -> bool:
+    """Counts one more start of a task; True if it has been started too often at the same place.
+
+    Args:
+        task: the task.
+        layout: the study's folder.
+        submission: names what was submitted; with another one the count begins anew.
+    """
+    path = layout.starts(task.stage, task.name)
+    here = {"key": task.key, "submission": submission, "place": _place(task, layout)}
+    before = _read(path)
+    same = all(before.get(name) == value for name, value in here.items())
+    starts = int(before.get("starts", 0)) + 1 if same else 1
+    write_json(path, {**here, "starts": starts})
+    return starts > MOST_STARTS
+
+
+def _place(task: Task, layout: Layout) -> str:
+    """What moves only when the task has come further for good."""
+    if task.stage == "train":
+        return max((path.name for path in layout.checkpoints(task.name).glob("step-*.pt")), default="")
+    progress = read_progress(layout.progress(task.stage, task.name), task.key) if task.stage == "extract" else None
+    return json.dumps(progress.fraction) if progress else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = read_json(path)
+    except (ArtifactError, OSError):
+        return {}
+    return record if isinstance(record, dict) else {}
