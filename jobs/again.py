@@ -37,7 +37,7 @@ def end(folder: Path, snapshot: Path, code: int) -> int:
     if code == 0:
         return 0
     if code == EXIT_INTERRUPTED or code > _BY_SIGNAL:
-        job, slurm = os.environ["SLURM_JOB_ID"], Slurm()
+        job, slurm = _element(), Slurm()
         if not _still_runs(slurm, job):
             print("the job was ended from outside; it does not ask to start again", flush=True)
             return code
@@ -46,6 +46,12 @@ def end(folder: Path, snapshot: Path, code: int) -> int:
         return 0
     _write_failure(folder, snapshot, code)
     return code
+
+
+def _element() -> str:
+    """The job's id. The last element of an array shares its number with the array: that alone would mean them all."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
 def _still_runs(slurm: Slurm, job: str) -> bool:

@@ -34,13 +34,11 @@ class Options:
 
     Attributes:
         choice: which tasks.
-        retry: whether those that failed are submitted again.
         checkpoint_interval_s: seconds between two checkpoints.
         strict: whether an unusable image is an error.
     """
 
     choice: Choice = field(default_factory=Choice)
-    retry: bool = False
     checkpoint_interval_s: float = 600.0
     strict: bool = False
 
@@ -68,12 +66,14 @@ class Submission:
         sent: the batches.
         drafts: the same, with what was left out and why.
         num_in_flight: tasks that were queued or running before.
+        num_failed: tasks that failed; they are not sent again by themselves.
         notes: what Slurm could not be asked, for people.
     """
 
     sent: tuple[Sent, ...]
     drafts: Drafts
     num_in_flight: int
+    num_failed: int
     notes: tuple[str, ...]
 
 
@@ -125,14 +125,16 @@ class _Submitting:
                 raise
             notes = (str(problem),)
             free = Room()
-        drafts = draft(self._planned(), in_flight, free, self._options.choice)
+        planned = self._planned()
+        drafts = draft(planned, in_flight, free, self._options.choice)
         sent = tuple(self._shown(drafts) if self._dry_run else self._sent(drafts))
-        return Submission(sent, drafts, len(in_flight), notes)
+        num_failed = sum(entry.state == "failed" for entry in planned)
+        return Submission(sent, drafts, len(in_flight), num_failed, notes)
 
     def _planned(self) -> list[Planned]:
         """The plan, with keys that do not depend on what became of the runs: those are known only later."""
         tasks = self._snapshot.tasks
-        planned = plan(tasks, self._layout, retry=self._options.retry)
+        planned = plan(tasks, self._layout)
         return [replace(entry, task=task) for entry, task in zip(planned, tasks, strict=True)]
 
     # ── What is on its way already ───────────────────────────────────────────────────────────────────────────────
@@ -174,7 +176,6 @@ class _Submitting:
         if not drafts.drafts:
             return
         snapshot, code = self._snapshot.save(self._layout), freeze_code(self._layout)
-        self._forget_failures(drafts)
         jobs: list[str] = []
         for one in drafts.drafts:
             names, keys = [task.name for task in one.tasks], [task.key for task in one.tasks]
@@ -210,11 +211,6 @@ class _Submitting:
         delayed.set_timeout(time_min, _NEVER)  # submitit's clock guesses; when to give up is counted in jobs.starts
         with atomic_path(place.folder / PICKLE) as temporary:
             delayed.dump(temporary)
-
-    def _forget_failures(self, drafts: Drafts) -> None:
-        if self._options.retry:
-            for task in (task for one in drafts.drafts for task in one.tasks):
-                self._layout.outcome(task.stage, task.name).unlink(missing_ok=True)
 
     def _shown(self, drafts: Drafts) -> Iterator[Sent]:
         """The scripts with stand-ins where Slurm would give an id."""

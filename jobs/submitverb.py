@@ -1,0 +1,151 @@
+"""The verb `submit`: its options, and what it says. A dry run shows all that would be sent, and what it would cost."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+
+from fluence.errors import FluenceError, StudyError
+from fluence.layout import Layout
+from fluence.study import Study
+from jobs.batches import STAGE_NAMES, Choice
+from jobs.estimate import ALL, Estimate, estimate
+from jobs.pipeline import Task, datasets_in_use
+from jobs.sites import Site, load_site
+from jobs.snapshot import Snapshot, take_snapshot
+from jobs.submit import Options, Sent, Submission, submit
+
+_GFLOPS_PER_S = {70: 5e3, 75: 3e3, 80: 8e3, 86: 7e3, 89: 12e3, 90: 15e3}
+"""What a GPU of each compute capability does of such networks' arithmetic: a guess, a third of its float32 peak."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `fluence submit` besides the study's."""
+    parser.add_argument("--site", required=True, metavar="SITE", help="a name in sbatch_templates, or a folder")
+    parser.add_argument(
+        "--stage", action="append", choices=STAGE_NAMES, default=[], metavar="STAGE",
+        help=f"only this stage (again for more): {', '.join(STAGE_NAMES)}",
+    )  # fmt: skip
+    parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="RUN", help="only these runs")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="fill in {NAME} of the site")
+    parser.add_argument("--dry-run", action="store_true", help="print scripts, tasks, hours and disk; send nothing")
+    parser.add_argument("--strict", action="store_true", help="take any unusable or duplicate image for an error")
+    parser.add_argument("--checkpoint-interval", type=float, default=600.0, metavar="SECONDS", help="default: 600")
+
+
+def run_submit(given: argparse.Namespace, study: Study, layout: Layout) -> Iterator[str]:
+    """Submits a study, or shows what would be submitted.
+
+    Args:
+        given: what `add_options` has read.
+        study: the study.
+        layout: its folder.
+
+    Yields:
+        Lines for the user.
+
+    Raises:
+        StudyError: an option, the site or the study is wrong.
+        RunError: Slurm refuses, or cannot be reached.
+    """
+    site = load_site(given.site, _placeholders(given.set))
+    choice = Choice(stages=tuple(given.stage) or STAGE_NAMES, runs=tuple(given.only))
+    options = Options(choice, given.checkpoint_interval, given.strict)
+    snapshot = take_snapshot(study, layout)
+    done = submit(snapshot, layout, site, options, dry_run=given.dry_run)
+    if given.dry_run:
+        yield from _scripts(done)
+    yield from _batches(done, site)
+    if given.dry_run:
+        yield from _cost(done, snapshot, layout, site)
+        yield "nothing was written and nothing was sent"
+
+
+def _placeholders(pairs: list[str]) -> dict[str, str]:
+    values = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not value or not name.isidentifier():
+            raise StudyError(f"--set {pair}: write NAME=VALUE, for example --set account=my_group")
+        values[name] = value
+    return values
+
+
+def _scripts(done: Submission) -> Iterator[str]:
+    for sent in done.sent:
+        yield f"──── {_title(sent)}"
+        yield sent.script
+        for index, task in enumerate(sent.draft.tasks):
+            yield f"  {index:>4}  {task.label}"
+        yield ""
+
+
+def _title(sent: Sent) -> str:
+    number = len(sent.draft.tasks)
+    return f"{sent.draft.stage}: {number} task{'s' if number > 1 else ''}"
+
+
+def _batches(done: Submission, site: Site) -> Iterator[str]:
+    """What was sent, what is on its way already, and what was not sent and why."""
+    for sent in done.sent:
+        wait = "after what it needs" if sent.draft.after else "as soon as there is room"
+        yield f"{sent.job and f'job {sent.job}':<12} {_title(sent)} on {site.name}/{sent.draft.resource_class}, {wait}"
+    if done.num_in_flight:
+        yield f"{done.num_in_flight} tasks are queued or running already"
+    if done.num_failed:
+        yield f"{done.num_failed} tasks have failed and are not sent; to let them run again, type: fluence retry STUDY"
+    if done.drafts.left_out:
+        yield f"{_counted(done.drafts.left_out)}: no room for now under your limits; the same command sends them later"
+    if done.drafts.in_vain:
+        yield f"{_counted(done.drafts.in_vain)}: not sent, since what they need is neither done nor on its way"
+    for note in done.notes:
+        yield f"note: {note}"
+    if not done.sent and not done.num_in_flight:
+        yield "nothing to do"
+
+
+def _counted(tasks: tuple[Task, ...]) -> str:
+    return ", ".join(f"{number} × {stage}" for stage, number in Counter(task.stage for task in tasks).items())
+
+
+# ── Cost ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _cost(done: Submission, snapshot: Snapshot, layout: Layout, site: Site) -> Iterator[str]:
+    """Hours of training by the site's billing rule, and disk. Orders of magnitude."""
+    try:
+        cost = _estimate(snapshot.study, layout, site)
+    except FluenceError as problem:
+        yield f"hours and disk are unknown: {str(problem).splitlines()[0]}"
+        return
+    gpu = site["gpu"]
+    ranks = gpu.nodes * gpu.tasks_per_node
+    hours_of = {(run.model, run.group): run.hours / ranks for run in cost.runs}
+    runs = [task.run for sent in done.sent for task in sent.draft.tasks if task.stage == "train" and task.run]
+    hours = sum(hours_of.get((run.model, run.group), 0.0) for run in runs)
+    gpu_hours, billed = _short(hours * gpu.nodes * gpu.gpus_per_node), _short(gpu.billed_hours(hours))
+    yield (
+        f"about {gpu_hours} GPU hours for {len(runs)} trainings and extractions, {billed} {gpu.caps.billing_unit} at "
+        f"this site (arithmetic over {cost.gflops_per_s:.2g} GFLOP/s: an order of magnitude)"
+    )
+    parts = ", ".join(f"{kind} {gb:.2g}" for kind, gb in cost.disk_gb.items())
+    yield f"about {cost.total_gb:.2g} GB of disk for the whole study ({parts})"
+
+
+def _short(number: float) -> str:
+    return "0.01" if 0 < number < 0.01 else f"{number:.2g}" if number < 100 else f"{number:,.0f}"
+
+
+def _estimate(study: Study, layout: Layout, site: Site) -> Estimate:
+    from fluence.data.readers import read_manifest
+    from fluence.store.packed import Packed
+
+    tables = {}
+    for name in datasets_in_use(study):
+        path, dataset = layout.packed(name), study.data.datasets[name]
+        tables[name] = Packed(path).table if path.exists() else read_manifest(dataset, study.data).table
+    training = tables[study.data.training]
+    sizes = {**training["group"].value_counts(), ALL: len(training)}
+    speed = _GFLOPS_PER_S.get(site["gpu"].caps.gpu_sm or 0)
+    return estimate(study, sizes, len(tables[study.data.rated]), speed)
