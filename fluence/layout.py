@@ -129,6 +129,10 @@ class Layout:
         """Folder of one batch: its list of tasks, scripts and what Slurm itself has to say."""
         return self.submissions / token
 
+    def job_log(self, token: str, element: str) -> Path:
+        """What a job printed before and after its task: the site's prologue, and Slurm's own words."""
+        return self.submission(token) / f"{element}_0_log.out"
+
     @property
     def slurm_answers(self) -> Path:
         """What Slurm answered last, so that it is not asked more often than once a minute."""

@@ -195,7 +195,8 @@ class Slurm:
     def _ask(self, wanted: Wanted) -> dict[str, Any]:
         queue, accounts, num_queued, notes = None, None, 0, []
         try:
-            text = self.call("squeue", *_queue_arguments(wanted.users | {str(os.getuid())}))
+            patience_s = 30.0 if wanted.jobs or wanted.lost else 5.0
+            text = self.call("squeue", *_queue_arguments(wanted.users | {str(os.getuid())}), timeout_s=patience_s)
             queue, num_queued = _ours(text, wanted.jobs, wanted.words, 9), _num_live(text)
         except NoAnswer as error:
             notes.append(f"the queue cannot be seen: {error}")

@@ -79,11 +79,9 @@ class Standing:
         return f"{because}; {again}" if because else again
 
     @property
-    def was_chained_away(self) -> bool:
-        """Whether Slurm removed it since the task before it did not come; arrays then lose their elements silently."""
-        if self.is_live or self.task in self.batch.cancelled:
-            return False
-        return self.job is None or self.job.was_never_possible
+    def was_never_possible(self) -> bool:
+        """Whether Slurm removed it since what it waited for did not come."""
+        return self.job is not None and self.job.was_never_possible and self.task not in self.batch.cancelled
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,22 @@ class Standings:
 
     Attributes:
         of: by the task's id; only those that were submitted as they are now.
+        every: all that was ever submitted, of whatever version of the study.
         outdated: queued or running, but of an earlier version of the study.
         unassigned: queued or running for this folder, but no batch that is known has them.
         look: what Slurm was asked.
     """
 
     of: Mapping[str, Standing]
+    every: tuple[Standing, ...]
     outdated: tuple[Standing, ...]
     unassigned: tuple[JobState, ...]
     look: Look
+
+    @property
+    def was_submitted(self) -> bool:
+        """Whether anything of the study ever was."""
+        return bool(self.every)
 
 
 def standings(tasks: Sequence[Task], layout: Layout, slurm: Slurm | None = None, keep_s: float = KEEP_S) -> Standings:
@@ -120,16 +125,17 @@ def standings(tasks: Sequence[Task], layout: Layout, slurm: Slurm | None = None,
     batches = [replace(batch, job=batch.job or found.get(batch.token)) for batch in batches]
     present = {task.id: task for task in tasks}
     of: dict[str, Standing] = {}
+    every = tuple(_each(batches, look))
     outdated = []
-    for standing in _each(batches, look):
+    for standing in every:
         name = f"{standing.batch.stage}/{standing.task}"
         if name in present and _is_same(present[name], standing):
             of[name] = max(of.get(name, standing), standing, key=_rank)
-        elif standing.job is not None and standing.is_live:
+        elif standing.is_live:
             outdated.append(standing)
     known = {batch.job for batch in batches}
     unassigned = tuple(job for job in look.jobs.values() if job.is_live and _base(job) not in known)
-    return Standings(of, tuple(outdated), unassigned, look)
+    return Standings(of, every, tuple(outdated), unassigned, look)
 
 
 def wanted(batches: Sequence[Batch], mark: str) -> Wanted:

@@ -1,23 +1,23 @@
-"""What became of a study, as a table: read from its files, without touching a running task."""
+"""What became of a study, as a table: read from its files and from one look at the queue, without touching a task."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from fluence.errors import StudyError
 from fluence.layout import Layout
 from fluence.store.files import explained
 from fluence.store.outcome import Progress, read_progress
+from jobs.pipeline import STAGES, Task
 from jobs.plan import Planned
+from jobs.standing import Standing, Standings
 
 _FRESH_S = 60.0
-_RUN_STAGES = ("train", "extract", "measure")
 
 
 @contextmanager
@@ -53,72 +53,171 @@ def is_locked(layout: Layout) -> bool:
     return False
 
 
-def state_rows(planned: tuple[Planned, ...], layout: Layout) -> list[dict[str, Any]]:
-    """One row per task: stage, task, state in plain words, fraction done, reason, log."""
-    active = is_locked(layout)
-    return [_row(entry, layout, active) for entry in planned]
+@dataclass(frozen=True)
+class Row:
+    """One task and how it stands.
+
+    Attributes:
+        stage: name of its stage.
+        task: its name.
+        run: readable name of its run, or an empty string.
+        state: in plain words.
+        fraction: how much of it is done, 0 … 1.
+        reason: why it is so, or where a running task stands.
+        epoch: the epoch that a training is in.
+        loss: its last loss.
+        restarts: how often its job was started again.
+        elapsed_s: seconds that it has run for, over all starts.
+        end_estimate: when it may end, in seconds since the epoch.
+        job: its job, or its element of an array.
+        node: where that runs.
+        log: what it prints, or an empty string if there is nothing yet.
+    """
+
+    stage: str
+    task: str
+    run: str
+    state: str
+    fraction: float
+    reason: str
+    epoch: int | None = None
+    loss: float | None = None
+    restarts: int = 0
+    elapsed_s: float | None = None
+    end_estimate: float | None = None
+    job: str = ""
+    node: str = ""
+    log: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The state without figures and reasons: `running`, `queued`, `preempted and queued again`, `done`, …"""
+        words = self.state.partition(" (")[0]
+        return words.rpartition(" ")[0] if words.endswith("%") else words
 
 
-def _row(entry: Planned, layout: Layout, active: bool) -> dict[str, Any]:
-    task = entry.task
-    progress = read_progress(layout.progress(task.stage, task.name), task.key) if entry.to_do else None
-    state = _words(entry, progress, active)
-    log = layout.log(task.stage, task.name)
-    return {
-        "stage": task.stage,
-        "task": task.name,
-        "run": task.run.label if task.run else "",
-        "state": state,
-        "fraction": 1.0 if entry.state == "done" else progress.fraction if progress else 0.0,
-        "reason": _place(progress) if progress and state.startswith("running") else entry.reason,
-        "log": str(log) if log.exists() else "",
-    }
+def state_rows(planned: tuple[Planned, ...], layout: Layout, at_slurm: Standings | None = None) -> list[Row]:
+    """One row per task.
+
+    Args:
+        planned: every task with its state.
+        layout: the study's folder.
+        at_slurm: where the tasks stand at Slurm; None if nothing was submitted.
+    """
+    active, files, now = is_locked(layout), _files(layout), time.time()
+    return [_Case(entry, layout, at_slurm, files[entry.task.stage], active, now).row() for entry in planned]
+
+
+def _files(layout: Layout) -> dict[str, set[str]]:
+    """Names of the files about each stage's tasks: one look at a folder, and not three at each task."""
+    names: dict[str, set[str]] = {}
+    for stage in STAGES:
+        try:
+            names[stage.name] = set(os.listdir(layout.log(stage.name, "any").parent))
+        except FileNotFoundError:
+            names[stage.name] = set()
+    return names
+
+
+class _Case:
+    """What is known of one task."""
+
+    def __init__(
+        self, entry: Planned, layout: Layout, at_slurm: Standings | None, files: set[str], active: bool, now: float
+    ) -> None:
+        self._entry, self._task, self._active, self._now = entry, entry.task, active, now
+        self._standing = at_slurm.of.get(self._task.id) if at_slurm else None
+        self._progress = _progress(self._task, layout, files) if entry.to_do else None
+        log = layout.log(self._task.stage, self._task.name)
+        self._log = str(log) if log.name in files else self._job_log(layout)
+
+    def row(self) -> Row:
+        """The row of the task."""
+        task, progress = self._task, self._progress
+        state, reason = self._words()
+        facts = progress.facts if progress else {}
+        job = self._standing.job if self._standing else None
+        elapsed_s = self._elapsed_s()
+        return Row(
+            stage=task.stage,
+            task=task.name,
+            run=task.run.label if task.run else "",
+            state=state,
+            fraction=1.0 if self._entry.state == "done" else progress.fraction if progress else 0.0,
+            reason=reason,
+            epoch=facts.get("epoch"),
+            loss=facts.get("loss"),
+            restarts=job.restarts if job else 0,
+            elapsed_s=elapsed_s,
+            end_estimate=self._end(elapsed_s),
+            job=self._standing.element if self._standing else "",
+            node=job.node if job and self._runs else "",
+            log=self._log,
+        )
+
+    def _job_log(self, layout: Layout) -> str:
+        """What its job printed, where the task itself has not come to that."""
+        standing = self._standing
+        if standing is None or standing.job is None or standing.job.is_queued:
+            return ""
+        path = layout.job_log(standing.batch.token, standing.element)
+        return str(path) if path.exists() else ""
+
+    @property
+    def _runs(self) -> bool:
+        """Whether Slurm has it running now."""
+        job = self._standing.job if self._standing else None
+        return job is not None and job.is_live and not job.is_queued
+
+    def _words(self) -> tuple[str, str]:
+        """The state, and why it is so."""
+        entry, progress, standing = self._entry, self._progress, self._standing
+        if not entry.to_do:
+            return entry.state, entry.reason
+        if progress is not None and self._active and self._now - progress.updated < _FRESH_S:
+            return f"running {progress.fraction:.0%}", _place(progress)
+        if standing is not None and (standing.is_live or not self._went_on_since(standing)):
+            return self._at_slurm(standing)
+        return (f"paused {progress.fraction:.0%}", entry.reason) if progress else ("waiting", entry.reason)
+
+    def _at_slurm(self, standing: Standing) -> tuple[str, str]:
+        words, progress = standing.words, self._progress
+        if words == "running" and progress is not None:
+            return f"running {progress.fraction:.0%}", _place(progress)
+        if standing.was_never_possible and self._entry.state == "waiting":
+            return "waiting", f"{self._entry.reason}; {standing.explanation}"
+        place = f"at {_place(progress)}" if progress is not None and progress.fraction else ""
+        return words, "; ".join(part for part in (place, standing.explanation) if part)
+
+    def _went_on_since(self, standing: Standing) -> bool:
+        """Whether somebody worked on it here after its job had gone."""
+        ended = standing.job.end_estimate if standing.job else None
+        return self._progress is not None and ended is not None and self._progress.updated > ended + _FRESH_S
+
+    def _elapsed_s(self) -> float | None:
+        """Seconds over all starts; None if they are not all known."""
+        job = self._standing.job if self._standing else None
+        if job is None or not self._entry.to_do:
+            return None
+        before = job.attempts[: job.restarts]
+        if len(before) < job.restarts:
+            return None
+        past = sum(attempt.elapsed_s for attempt in before)
+        return past + (self._now - job.start if self._runs and job.start else 0.0 if job.is_queued else job.elapsed_s)
+
+    def _end(self, elapsed_s: float | None) -> float | None:
+        """When it ends if it goes on as fast as until now."""
+        progress = self._progress
+        if not self._runs or progress is None or not progress.fraction or not elapsed_s:
+            return None
+        return self._now + elapsed_s * (1 - progress.fraction) / progress.fraction
+
+
+def _progress(task: Task, layout: Layout, files: set[str]) -> Progress | None:
+    path = layout.progress(task.stage, task.name)
+    return read_progress(path, task.key) if path.name in files else None
 
 
 def _place(progress: Progress) -> str:
     loss = progress.facts.get("loss")
     return progress.text + (f", loss {loss:.4g}" if loss is not None else "")
-
-
-def _words(entry: Planned, progress: Progress | None, active: bool) -> str:
-    if not entry.to_do:
-        return entry.state
-    if progress is None:
-        return "waiting"
-    if active and time.time() - progress.updated < _FRESH_S:
-        return f"running {progress.fraction:.0%}"
-    return f"paused {progress.fraction:.0%}"
-
-
-def status_table(rows: list[dict[str, Any]], study: str, root: Path) -> str:
-    """The rows as text: one line per run with its stages side by side, the other stages around them."""
-    counts = Counter(row["state"].split()[0] for row in rows)
-    head = f"{study} in {root}: " + ", ".join(f"{number} {state}" for state, number in counts.items())
-    alone = [row for row in rows if not row["run"]]
-    lines = [f"  {row['stage']} {row['task']}: {row['state']}{_because(row)}" for row in alone]
-    packs = sum(row["stage"] == "pack" for row in alone)
-    return "\n".join([head, "", *lines[:packs], "", *_run_lines(rows), "", *lines[packs:]])
-
-
-def _run_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
-    runs: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        if row["run"]:
-            runs.setdefault(row["run"], {})[row["stage"]] = row
-    if not runs:
-        return
-    width = max(len(run) for run in runs) + 2
-    yield f"  {'run':<{width}}" + "".join(f"{stage:<14}" for stage in _RUN_STAGES)
-    for run, stages in runs.items():
-        yield f"  {run:<{width}}" + "".join(f"{stages[stage]['state']:<14}" for stage in _RUN_STAGES) + _first(stages)
-
-
-def _first(stages: dict[str, dict[str, Any]]) -> str:
-    """The first stage that did not end well says why."""
-    troubles = [row for stage in _RUN_STAGES if (row := stages[stage])["state"] not in ("done", "waiting")]
-    return _because(troubles[0]).removeprefix(": ") if troubles else ""
-
-
-def _because(row: dict[str, Any]) -> str:
-    reason = row["reason"].splitlines()[0] if row["reason"] else ""
-    return f": {reason}" if reason and row["state"] != "done" else ""
