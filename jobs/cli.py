@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +17,14 @@ from fluence import __version__
 from fluence.errors import FluenceError, StudyError
 from fluence.layout import Layout
 from fluence.study import Study
+from jobs.submitverb import add_options as add_submit_options
 
 if TYPE_CHECKING:
+    from jobs.pipeline import Task
     from jobs.plan import Planned
     from jobs.snapshot import Snapshot
 
+_WATCH_S = 5.0
 _EPILOG = """\
 a first study:
   fluence new animals             write animals.yaml, a commented starter study
@@ -53,10 +58,34 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--strict", action="store_true", help="take any unusable or duplicate image for an error")
     run.add_argument("--checkpoint-interval", type=_seconds, default=300.0, metavar="SECONDS", help="default: 300")
     run.set_defaults(act=_run)
+    submit = verbs.add_parser("submit", help="hand a study, or what is left of it, to Slurm")
+    _add_study(submit)
+    add_submit_options(submit)
+    submit.set_defaults(act=_submit)
     status = verbs.add_parser("status", help="show how far each task is, and why")
     _add_study(status)
-    status.add_argument("--json", action="store_true", help="for programs")
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="for programs")
+    form.add_argument("--watch", action="store_true", help="again and again, until all is done or Ctrl-C")
     status.set_defaults(act=_status)
+    logs = verbs.add_parser("logs", help="show what a run has printed")
+    logs.add_argument("run", metavar="RUN", help="a run such as small-all-s0, a data set, analyse or report")
+    logs.add_argument("--stage", help="of this stage only")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with whatever comes, until Ctrl-C")
+    logs.add_argument("--output", type=Path, metavar="DIR", help="the study's results (default: any below results)")
+    logs.set_defaults(act=_logs)
+    cancel = verbs.add_parser("cancel", help="end what is queued or running on a cluster; what was saved stays")
+    _add_study(cancel)
+    cancel.set_defaults(act=_cancel)
+    retry = verbs.add_parser("retry", help="let what failed run again with the next submit or run")
+    _add_study(retry)
+    retry.set_defaults(act=_retry)
+    for parser_of_some in (cancel, retry):
+        parser_of_some.add_argument("runs", metavar="RUN", nargs="*", help="only these runs, such as small-all-s0")
+    cost = verbs.add_parser("cost", help="show the hours used on a cluster, over all restarts")
+    _add_study(cost)
+    cost.add_argument("--json", action="store_true", help="for programs")
+    cost.set_defaults(act=_cost)
     report = verbs.add_parser("report", help="analyse and report whatever is done, and name what is missing")
     _add_study(report)
     report.set_defaults(act=_report)
@@ -95,8 +124,12 @@ def _load(given: argparse.Namespace) -> tuple[Study, Layout]:
             raise StudyError(f"--data {pair}: write NAME=FOLDER, for example --data faces=/data/faces")
         roots[name] = folder
     study = load_study(given.study, roots)
-    base = Path(os.environ.get("FLUENCE_OUTPUT", "results"))
-    return study, Layout((given.output or base / study.name).absolute())
+    return study, Layout((given.output or _base() / study.name).absolute())
+
+
+def _base() -> Path:
+    """Where the folders of studies are, unless --output says otherwise."""
+    return Path(os.environ.get("FLUENCE_OUTPUT", "results"))
 
 
 def _new(given: argparse.Namespace) -> int:
@@ -144,6 +177,22 @@ def _run(given: argparse.Namespace) -> int:
             _say("stopped; what is done is kept, and the same command continues")
             return 130
     return _say_end(planned, layout)
+
+
+def _submit(given: argparse.Namespace) -> int:
+    from jobs.status import locked
+    from jobs.submitverb import run_submit
+
+    study, layout = _load(given)
+    if given.dry_run:
+        for line in run_submit(given, study, layout):
+            print(line)
+        return 0
+    with locked(layout):
+        _keep_study(given.study, layout)
+        for line in run_submit(given, study, layout):
+            _say(line)
+    return 0
 
 
 def _read_manifests(snapshot: Snapshot, layout: Layout) -> None:
@@ -200,13 +249,73 @@ def _say_end(planned: tuple[Planned, ...], layout: Layout) -> int:
 
 
 def _status(given: argparse.Namespace) -> int:
-    from jobs.plan import plan
     from jobs.snapshot import take_snapshot
-    from jobs.status import state_rows, status_table
 
     study, layout = _load(given)
-    rows = state_rows(plan(take_snapshot(study, layout).tasks, layout), layout)
-    print(json.dumps(rows, indent=1) if given.json else status_table(rows, study.name, layout.root))
+    tasks = take_snapshot(study, layout).tasks
+    while _show_status(tasks, study, layout, given) and given.watch:
+        time.sleep(_WATCH_S)
+    return 0
+
+
+def _show_status(tasks: tuple[Task, ...], study: Study, layout: Layout, given: argparse.Namespace) -> bool:
+    """Prints how everything stands; True if there is anything to wait for."""
+    from jobs.plan import plan
+    from jobs.standing import standings
+    from jobs.status import state_rows
+    from jobs.statustable import status_table
+
+    planned = plan(tasks, layout)
+    at_slurm = standings(tasks, layout) if layout.lock.parent.exists() else None
+    rows = state_rows(planned, layout, at_slurm)
+    if given.watch and sys.stdout.isatty():
+        print("\x1b[2J\x1b[H", end="")
+    as_text = json.dumps([asdict(row) for row in rows], indent=1) if given.json else None
+    print(as_text or status_table(rows, study.name, layout.root, at_slurm), flush=True)
+    return any(entry.to_do for entry in planned)
+
+
+def _logs(given: argparse.Namespace) -> int:
+    from jobs.logs import find_logs, follow, show, studies_in
+
+    studies = [Layout(given.output.absolute())] if given.output else studies_in(_base())
+    if given.follow:
+        follow(studies, given.run, given.stage, sys.stdout.buffer)
+    show(find_logs(studies, given.run, given.stage), sys.stdout.buffer)
+    return 0
+
+
+def _cancel(given: argparse.Namespace) -> int:
+    from jobs.snapshot import take_snapshot
+    from jobs.undo import cancel
+
+    study, layout = _load(given)
+    cancelled = cancel(take_snapshot(study, layout).tasks, layout, given.runs)
+    print(f"cancelled {len(cancelled)} tasks" if cancelled else "nothing is queued or running")
+    return 0
+
+
+def _retry(given: argparse.Namespace) -> int:
+    from jobs.plan import plan
+    from jobs.snapshot import take_snapshot
+    from jobs.undo import retry
+
+    study, layout = _load(given)
+    chosen = retry(plan(take_snapshot(study, layout).tasks, layout), layout, given.runs)
+    for task in chosen:
+        print(f"to do    {task.label}")
+    again = f"they run again with: fluence submit {given.study} --site SITE, or: fluence run {given.study}"
+    print(again if chosen else "nothing has failed")
+    return 0
+
+
+def _cost(given: argparse.Namespace) -> int:
+    from jobs.cost import cost, cost_table
+    from jobs.snapshot import take_snapshot
+
+    study, layout = _load(given)
+    bill = cost(study, take_snapshot(study, layout).tasks, layout)
+    print(json.dumps(asdict(bill), indent=1) if given.json else cost_table(bill, study.name))
     return 0
 
 
