@@ -1,0 +1,350 @@
+"""What Slurm does to jobs in the middle of their work, on a real one: the results are the same bits as without it.
+
+Every study here has one or two tiny trainings. Its undisturbed twin ran on the same cluster with the same layout of
+processes; then the weights, the log of the losses, the activations and the measures of the two must not differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fluence.layout import Layout
+from fluence.store.outcome import read_outcome
+from fluence.studyfile import parse_study
+from jobs.batches import Choice
+from jobs.journal import Batch, Journal
+from jobs.plan import plan
+from jobs.sites import Site, load_site
+from jobs.slurm import Slurm
+from jobs.snapshot import Snapshot, take_snapshot
+from jobs.submit import Options, Submission, submit
+from tests.cluster import processes
+from tests.cluster.cluster import Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+STUDY = """
+name: tiny
+data:
+  image_size_px: 32
+  datasets:
+    faces: {{kind: synthetic, num_images: 400, num_ethnicities: 2, effect: {{r2: 0.5}}, num_raters: 10, seed: 1}}
+  training: faces
+  rated: faces
+models:
+  small: {{kind: vae, width: 0.125, norm: batch}}
+training: {{epochs: {epochs}, batch_size: 8}}
+record: {{reference_images: 16, sample_images: 4}}
+analysis: {{permutations: 99, bootstrap: 99, ridge: {{folds: 3, repeats: 1}}}}
+grid: {{groups: [all], seeds: {seeds}}}
+"""
+TEST_SITE = Path("sbatch_templates/test-cluster")
+OF_RUNS = ("pack", "train", "extract", "measure")
+URGENT = "--partition=urgent", "--output=/dev/null", "--wrap=sleep 1"
+
+
+@dataclass
+class Study:
+    """A study on the test cluster."""
+
+    cluster: Cluster
+    layout: Layout
+    snapshot: Snapshot
+    site: Site
+
+    @classmethod
+    def make(cls, cluster: Cluster, folder: Path, site: Site, seeds: tuple[int, ...] = (0,), epochs: int = 12) -> Study:
+        layout = Layout(folder)
+        study = parse_study(STUDY.format(seeds=list(seeds), epochs=epochs), "tiny.yaml")
+        return cls(cluster, layout, take_snapshot(study, layout), site)
+
+    def submit(self, stages: tuple[str, ...] = OF_RUNS, interval_s: float = 2.0) -> Submission:
+        options = Options(choice=Choice(stages=stages), checkpoint_interval_s=interval_s)
+        return submit(self.snapshot, self.layout, self.site, options, Slurm(self.layout.slurm_answers))
+
+    @property
+    def runs(self) -> list[str]:
+        return [task.name for task in self.snapshot.tasks if task.stage == "train"]
+
+    def batch(self, stage: str) -> Batch:
+        """The newest batch of a stage."""
+        return [batch for batch in Journal(self.layout).read() if batch.stage == stage][-1]
+
+    def job(self, stage: str, index: int = 0) -> str:
+        return self.batch(stage).elements(index)[0]
+
+    def log(self, stage: str, index: int = 0) -> str:
+        path = self.layout.log(stage, self.runs[index])
+        return path.read_text() if path.exists() else ""
+
+    def wait(self, timeout_s: float = 240) -> None:
+        """Until Slurm has no job of the study any more."""
+        jobs = {batch.job for batch in Journal(self.layout).read()}
+        self._until(lambda: not self._queue() & jobs, timeout_s, "the jobs do not end")
+
+    def _queue(self) -> set[str]:
+        return set(self.cluster.run("squeue", "--noheader", "--format=%F").stdout.split())
+
+    def wait_for_checkpoint(self, index: int = 0, more_than: int = 0) -> int:
+        """Until the training has come so far that it would have something to lose; returns the step."""
+        self._until(lambda: self.newest_step(index) > more_than, 90, "there is no checkpoint")
+        return self.newest_step(index)
+
+    def newest_step(self, index: int = 0) -> int:
+        paths = self.layout.checkpoints(self.runs[index]).glob("step-*.pt")
+        return max((int(path.name.split("-")[1]) for path in paths), default=0)
+
+    def _until(self, comes: Callable[[], bool], timeout_s: float, complaint: str) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not comes():
+            assert time.monotonic() < deadline, f"{complaint}\n{self.said()}"
+            time.sleep(0.1)
+
+    def said(self) -> str:
+        """All that the jobs have printed, for whoever looks for a mistake."""
+        logs = [*self.layout.root.glob("tasks/*/*.log"), *self.layout.submissions.glob("*/*.out")]
+        queue = self.cluster.run("squeue", "--array").stdout
+        return "\n".join([queue, *(f"── {log.name}\n{log.read_text(errors='replace')}" for log in logs)])
+
+    def result(self) -> dict[str, str]:
+        """A hash of everything that the runs have made."""
+        states = {entry.task.id: entry.state for entry in plan(self.snapshot.tasks, self.layout) if entry.task.run}
+        wrong = {task: state for task, state in states.items() if state != "done" and self._was_wanted(task)}
+        assert not wrong, f"{wrong}\n{self.said()}"
+        found: dict[str, str] = {}
+        for run in self.runs:
+            for path in (self.layout.weights(run), self.layout.metrics_log(run), self.layout.activations(run)):
+                if path.exists():
+                    found[path.name + run] = hashlib.sha256(path.read_bytes()).hexdigest()
+            if self.layout.metrics(run).exists():
+                table = pd.read_parquet(self.layout.metrics(run))
+                found["metrics" + run] = hashlib.sha256(table.to_csv().encode()).hexdigest()
+        return found
+
+    def _was_wanted(self, task: str) -> bool:
+        return task.partition("/")[0] in {batch.stage for batch in Journal(self.layout).read()}
+
+    def history(self, stage: str, index: int = 0, runs: int = 2) -> list[str]:
+        """How each run of a job ended, once the accounting knows."""
+        job, found = self.job(stage, index), []
+
+        def known() -> bool:
+            found[:] = [state for _, state in self.cluster.history(job)]
+            return len(found) >= runs and not {"PENDING", "RUNNING"} & set(found)
+
+        self._until(known, 40, f"sacct tells {found}")
+        return found
+
+
+@pytest.fixture(scope="session")
+def site() -> Site:
+    return load_site("test-cluster")
+
+
+@pytest.fixture(scope="session")
+def two_node_site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """The test cluster's, with one process on each of two nodes for each training."""
+    folder = shutil.copytree(TEST_SITE, tmp_path_factory.mktemp("site") / "two-nodes")
+    gpu = folder / "gpu.sbatch"
+    gpu.write_text(gpu.read_text().replace("--nodes=1", "--nodes=2"))
+    return load_site(str(folder))
+
+
+Undisturbed = dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(slurm_session: Cluster, site: Site, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return _run_undisturbed(slurm_session, site, tmp_path_factory.mktemp("undisturbed"), (0, 1), OF_RUNS)
+
+
+@pytest.fixture(scope="session")
+def undisturbed_on_two_nodes(
+    slurm_session: Cluster, two_node_site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> Study:
+    return _run_undisturbed(slurm_session, two_node_site, tmp_path_factory.mktemp("two"), (0,), OF_RUNS[:2])
+
+
+def _run_undisturbed(
+    cluster: Cluster, site: Site, folder: Path, seeds: tuple[int, ...], stages: tuple[str, ...]
+) -> Study:
+    before = os.environ.copy()
+    os.environ.update(cluster.environment)
+    try:
+        study = Study.make(cluster, folder, site, seeds)
+        study.submit(stages)
+        study.wait()
+        assert len(study.result()) == len(seeds) * (4 if "measure" in stages else 2), study.said()
+        return study
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def twin(of: Study, folder: Path) -> Study:
+    """The same study in another folder, with its images packed already."""
+    shutil.copytree(of.layout.packed("faces").parent, folder / "packed")
+    shutil.copytree(of.layout.outcome("pack", "faces").parent, folder / "tasks" / "pack")
+    return Study(of.cluster, Layout(folder), of.snapshot, of.site)
+
+
+def preempt(study: Study, stage: str, gpus: int = 4) -> None:
+    """A more urgent job wants the whole node that the first task of a stage runs on."""
+    node = study.cluster.job(study.job(stage))["NodeList"]
+    study.cluster.sbatch(*URGENT, f"--gres=gpu:{gpus}", f"--nodelist={node}")
+
+
+# ── Training ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_preempted_by_a_more_urgent_job(slurm_cluster: Cluster, undisturbed: Study, tmp_path: Path) -> None:
+    """Both runs of the array, in the middle of an epoch. They save, ask to be started again, and lose no step."""
+    study = twin(undisturbed, tmp_path / "study")
+    study.submit(interval_s=600)
+    study.cluster.wait_for_job(study.job("train"), "RUNNING")
+    study._until(lambda: all(study.layout.metrics_log(run).exists() for run in study.runs), 60, "no epoch ends")
+    preempt(study, "train")
+    study.wait()
+    for index in (0, 1):
+        assert study.history("train", index) == ["REQUEUED", "COMPLETED"]
+        stopped = re.findall(r"stopped after (\d+) of (\d+) steps", study.log("train", index))
+        assert len(stopped) == 1, study.log("train", index)
+        steps, total = map(int, stopped[0])
+        assert 0 < steps < total
+    assert study.result() == undisturbed.result()
+
+
+def test_requeued_by_hand(slurm_cluster: Cluster, undisturbed: Study, tmp_path: Path) -> None:
+    study = twin(undisturbed, tmp_path / "study")
+    study.submit()
+    study.wait_for_checkpoint()
+    study.cluster.scontrol("requeue", study.job("train", 0))
+    study.wait()
+    assert study.history("train", 0) == ["REQUEUED", "COMPLETED"]
+    assert study.history("train", 1, runs=1) == ["COMPLETED"]
+    assert study.result() == undisturbed.result()
+
+
+def test_cancelled_and_submitted_again(slurm_cluster: Cluster, undisturbed: Study, tmp_path: Path) -> None:
+    """What was cancelled does not come back by itself; a later submission sends what is left, and no more."""
+    study = twin(undisturbed, tmp_path / "study")
+    study.submit()
+    step = study.wait_for_checkpoint()
+    first = study.job("train", 0)
+    study.cluster.run("scancel", first)
+    study.wait()
+    assert study.history("train", 0, runs=1) == ["CANCELLED"]
+    assert read_outcome(study.layout.outcome("train", study.runs[0])) is None
+    assert study.newest_step(0) >= step
+    again = study.submit()
+    assert [(sent.draft.stage, len(sent.draft.tasks)) for sent in again.sent] == [
+        ("train", 1), ("extract", 1), ("measure", 1),
+    ]  # fmt: skip
+    assert study.submit().sent == ()
+    study.wait()
+    assert study.result() == undisturbed.result()
+    assert study.submit().sent == ()
+
+
+def test_a_lost_node(slurm_cluster: Cluster, undisturbed: Study, tmp_path: Path) -> None:
+    study = twin(undisturbed, tmp_path / "study")
+    study.submit()
+    study.wait_for_checkpoint(0)
+    study.wait_for_checkpoint(1)
+    node = study.cluster.job(study.job("train"))["NodeList"]
+    study.cluster.stop_node(node)
+    study.cluster.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    study.wait()
+    assert study.history("train", 0) == ["NODE_FAIL", "COMPLETED"]
+    assert study.result() == undisturbed.result()
+
+
+@pytest.mark.slow
+def test_the_time_limit_three_times(slurm_cluster: Cluster, undisturbed: Study, tmp_path: Path) -> None:
+    """--signal comes 60 s before the end, and Slurm looks for it every 30 s: so a job's end is moved to in a minute."""
+    study = twin(undisturbed, tmp_path / "study")
+    study.submit(stages=("train",))
+    job, step = study.job("train"), 0
+    for restarts in range(3):
+        study._until(lambda: study.cluster.job(job)["JobState"] == "RUNNING", 90, "it does not start")
+        step = study.wait_for_checkpoint(more_than=step)
+        study.cluster.run("scancel", "--signal=STOP", job)
+        study.cluster.end_in(job, 58)
+        time.sleep(30)
+        study.cluster.run("scancel", "--signal=CONT", job)
+        study._until(lambda n=restarts: int(study.cluster.job(job)["Restarts"]) > n, 90, "it is not told")
+    study.wait()
+    assert study.history("train", runs=4) == ["REQUEUED"] * 3 + ["COMPLETED"]
+    assert study.result().items() <= undisturbed.result().items()
+
+
+# ── Two nodes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def rank_process(study: Study, stage: str, rank: int) -> processes.Process:
+    """The process of one rank: it has an environment of its own."""
+    job = study.cluster.job(study.job(stage))["JobId"]
+    wanted = {f"SLURM_PROCID={rank}".encode(), f"SLURM_JOB_ID={job}".encode()}
+    mine = processes.of_cluster(study.cluster.folder, study.cluster.name)
+    return next(p for p in mine if wanted <= processes._environment(p.pid) and "submitit.core._submit" in p.command)
+
+
+def test_two_nodes_train_together_and_are_preempted(
+    slurm_cluster: Cluster, undisturbed_on_two_nodes: Study, tmp_path: Path
+) -> None:
+    """A whole node goes to another job: the process on the other one agrees on the same step."""
+    study = twin(undisturbed_on_two_nodes, tmp_path / "study")
+    study.submit(OF_RUNS[:2], interval_s=600)
+    study.cluster.wait_for_job(study.job("train"), "RUNNING")
+    study._until(lambda: study.layout.metrics_log(study.runs[0]).exists(), 60, "no epoch ends")
+    study.cluster.sbatch(*URGENT, "--gres=gpu:4", "--nodelist=v100n2")
+    study.wait()
+    assert study.history("train") == ["REQUEUED", "COMPLETED"]
+    outcome = read_outcome(study.layout.outcome("train", study.runs[0]))
+    assert outcome is not None and outcome.provenance["facts"]["num_processes"] == 2
+    assert len(set(re.findall(r"stopped after (\d+) of", study.log("train")))) == 1
+    assert study.result() == undisturbed_on_two_nodes.result()
+
+
+def test_one_of_two_processes_is_killed(
+    slurm_cluster: Cluster, undisturbed_on_two_nodes: Study, tmp_path: Path
+) -> None:
+    study = twin(undisturbed_on_two_nodes, tmp_path / "study")
+    study.submit(OF_RUNS[:2])
+    study.wait_for_checkpoint()
+    os.kill(rank_process(study, "train", 1).pid, signal.SIGKILL)
+    study.wait()
+    assert study.history("train") == ["REQUEUED", "COMPLETED"]
+    assert study.result() == undisturbed_on_two_nodes.result()
+
+
+# ── Extraction and measuring ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("stage", ["extract", "measure"])
+def test_interrupted_in_a_later_stage(slurm_cluster: Cluster, undisturbed: Study, tmp_path: Path, stage: str) -> None:
+    """The signal comes again and again until it meets the task at work; then the task starts again, once."""
+    study = twin(undisturbed, tmp_path / "study")
+    study.submit()
+    job = study.job(stage)
+
+    def interrupted() -> bool:
+        study.cluster.run("scancel", "--signal=USR2", job, check=False)
+        return study.cluster.job(job)["Restarts"] == "1"
+
+    study._until(lambda: study.cluster.job(job)["JobState"] == "RUNNING", 120, "it does not start")
+    study._until(interrupted, 60, "it is not told")
+    study.wait()
+    assert study.history(stage) == ["REQUEUED", "COMPLETED"]
+    assert study.result() == undisturbed.result()
