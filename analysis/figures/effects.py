@@ -155,7 +155,7 @@ def forest(rows: pd.DataFrame, label: str) -> Figure:
     """
     groups, scorers = list(dict.fromkeys(rows["group"])), list(dict.fromkeys(rows["scorer"]))
     colours, markers = dict(zip(scorers, _SCORER_COLOURS, strict=False)), marker_of(scorers)
-    figure = Figure(figsize=(ONE_COLUMN_IN, 0.85 + 0.27 * len(groups)))
+    figure = Figure(figsize=(ONE_COLUMN_IN, 0.95 + 0.27 * len(groups)))
     axes = figure.subplots()
     height = {group: len(groups) - 1 - position for position, group in enumerate(groups)}
     for number, scorer in enumerate(scorers):
@@ -167,7 +167,7 @@ def forest(rows: pd.DataFrame, label: str) -> Figure:
     axes.set_yticks(list(height.values()), [f"{shorten(group, 20)} ({counts[group]:.0f})" for group in groups])
     axes.set_ylim(-0.6, len(groups) - 0.4)
     zero_line(axes, axis="x")
-    axes.set_xlabel(f"Pearson r, {label}")
+    axes.set_xlabel(f"Pearson r with\n{label}" if len(label) > 15 else f"Pearson r, {label}")
     if len(scorers) > 1:
         figure.legend(loc="outside upper right", ncols=2)
     return figure

@@ -32,6 +32,7 @@ def caveats(evidence: Evidence) -> tuple[Caveat, ...]:
         *_images(evidence),
         *_covariates(evidence),
         *_untrained(evidence),
+        *_own_groups(evidence),
         *_seeds(evidence),
     ]
     return tuple(sorted(found, key=lambda caveat: not caveat.severe))
@@ -136,6 +137,21 @@ def _untrained(evidence: Evidence) -> Iterator[Caveat]:
         yield Caveat(
             "There is no untrained network in this study. Without one, no one can tell what the training contributed: "
             "add a model with “training: {epochs: 0}”."
+        )
+
+
+def _own_groups(evidence: Evidence) -> Iterator[Caveat]:
+    """Models of single groups learn from fewer images: a difference from the general one may come from that alone."""
+    groups = {row.run.id: row.run.group for row in evidence.runs}
+    seen: dict[bool, list[int]] = {True: [], False: []}
+    for stage, name, outcome in evidence.outcomes:
+        number = outcome.provenance.get("facts", {}).get("num_training_images")
+        if stage == "train" and number and name in groups:
+            seen[groups[name] == "all"].append(number)
+    if seen[True] and seen[False]:
+        yield Caveat(
+            f"Models of single groups learned from {min(seen[False]):,} to {max(seen[False]):,} images, the general "
+            f"ones from {max(seen[True]):,}, in as many epochs: where they differ, this alone may be why."
         )
 
 

@@ -187,7 +187,8 @@ def number(value: object, digits: int = 3, *, sign: bool = False) -> str:
     """A number with a real minus sign; a dash if there is none."""
     if value is None or not math.isfinite(float(value)):  # type: ignore[arg-type]
         return NOTHING
-    return f"{float(value):{'+' if sign else ''}.{digits}f}".replace("-", "−")  # type: ignore[arg-type]
+    rounded = round(float(value), digits) + 0.0  # type: ignore[arg-type]  # + 0.0: no negative zero
+    return f"{rounded:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
 def interval(low: object, high: object, digits: int = 3) -> str:

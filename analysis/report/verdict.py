@@ -29,8 +29,9 @@ def verdict(evidence: Evidence, summary: Summary) -> tuple[str, ...]:
     found = primary[(primary["p_models"] <= level) & (primary["delta"] > 0)]
     control = _control(summary, untrained)
     sentences = [
-        _headline(evidence, found, primary, control),
+        _headline(evidence, found, primary, control) + _carried_by(summary, found),
         _size(evidence, found, primary),
+        _families(summary, primary.iloc[0]),
         _yardsticks(primary.iloc[0]),
         _compared(control, primary.iloc[0]),
         _single(evidence, summary, untrained),
@@ -53,12 +54,45 @@ def _no_answer(evidence: Evidence, summary: Summary) -> str:
 def _headline(evidence: Evidence, found: pd.DataFrame, primary: pd.DataFrame, control: pd.Series | None) -> str:
     score = evidence.study.data.score
     if found.empty:
-        return f"No: the metrics do not demonstrably predict “{score}” beyond the confounds."
+        return f"No: the metrics do not demonstrably predict “{score}” beyond the confounds"
     others = [model for model in primary["model"] if model not in set(found["model"])]
     not_so = f"; those of {listed(others)} do not" if others else ""
     if control is not None and control["delta"] >= found.iloc[0]["delta"]:
         not_so += ", but so do those of an untrained network: what was learned does not explain it"
-    return f"Yes: the metrics of {listed(found['model'].tolist())} predict “{score}” beyond the confounds{not_so}."
+    return f"Yes: the metrics of {listed(found['model'].tolist())} predict “{score}” beyond the confounds{not_so}"
+
+
+def _family_rows(summary: Summary, model: str) -> pd.DataFrame:
+    """The regressions of one model on single families of metrics."""
+    table = summary.general_ridge()
+    families = [name for name in PREDICTOR_NAMES if name != "all"]
+    return table[(table["model"] == model) & table["predictors"].isin(families)].dropna(subset=["delta"])
+
+
+def _carried_by(summary: Summary, found: pd.DataFrame) -> str:
+    """The end of the headline: which families of metrics carry the finding, if only some do."""
+    if found.empty:
+        return "."
+    rows = _family_rows(summary, found.iloc[0]["model"])
+    firm = rows["ci_low"] > 0
+    if firm.all() or not firm.any():
+        return "."
+    carrying, not_carrying = (
+        [PREDICTOR_NAMES[name] for name in rows.loc[mask, "predictors"]] for mask in (firm, ~firm)
+    )
+    return f", by {listed(carrying)}; not demonstrably by {listed(not_carrying)}."
+
+
+def _families(summary: Summary, best: pd.Series) -> str:
+    """What each family of metrics adds alone, since one number for all hides which of them matters."""
+    rows = _family_rows(summary, best["model"])
+    if len(rows) < 2:
+        return ""
+    parts = [
+        f"{PREDICTOR_NAMES[row['predictors']]} {number(row['delta'])} {interval(row['ci_low'], row['ci_high'])}"
+        for _, row in rows.iterrows()
+    ]
+    return f"Alone, the families of metrics of {best['model']} add to the confounds: {listed(parts)}."
 
 
 def _size(evidence: Evidence, found: pd.DataFrame, primary: pd.DataFrame) -> str:
