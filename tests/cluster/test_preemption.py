@@ -12,15 +12,17 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import pandas as pd
 import pytest
 
 from fluence.layout import Layout
 from fluence.store.outcome import read_outcome
+from fluence.store.weights import read_weights
 from fluence.studyfile import parse_study
 from jobs.batches import Choice
 from jobs.journal import Batch, Journal
@@ -64,7 +66,7 @@ class Study:
     site: Site
 
     @classmethod
-    def make(cls, cluster: Cluster, folder: Path, site: Site, seeds: tuple[int, ...] = (0,), epochs: int = 12) -> Study:
+    def make(cls, cluster: Cluster, folder: Path, site: Site, seeds: tuple[int, ...] = (0,), epochs: int = 8) -> Study:
         layout = Layout(folder)
         study = parse_study(STUDY.format(seeds=list(seeds), epochs=epochs), "tiny.yaml")
         return cls(cluster, layout, take_snapshot(study, layout), site)
@@ -118,18 +120,20 @@ class Study:
         return "\n".join([queue, *(f"── {log.name}\n{log.read_text(errors='replace')}" for log in logs)])
 
     def result(self) -> dict[str, str]:
-        """A hash of everything that the runs have made."""
+        """A hash of everything that the runs have made: every number, and not the date in a file's head."""
         states = {entry.task.id: entry.state for entry in plan(self.snapshot.tasks, self.layout) if entry.task.run}
         wrong = {task: state for task, state in states.items() if state != "done" and self._was_wanted(task)}
         assert not wrong, f"{wrong}\n{self.said()}"
         found: dict[str, str] = {}
         for run in self.runs:
-            for path in (self.layout.weights(run), self.layout.metrics_log(run), self.layout.activations(run)):
+            for kind, path in (
+                ("weights", self.layout.weights(run)),
+                ("losses", self.layout.metrics_log(run)),
+                ("activations", self.layout.activations(run)),
+                ("measures", self.layout.metrics(run)),
+            ):
                 if path.exists():
-                    found[path.name + run] = hashlib.sha256(path.read_bytes()).hexdigest()
-            if self.layout.metrics(run).exists():
-                table = pd.read_parquet(self.layout.metrics(run))
-                found["metrics" + run] = hashlib.sha256(table.to_csv().encode()).hexdigest()
+                    found[f"{kind} {run}"] = hashlib.sha256(b"".join(_numbers(path))).hexdigest()
         return found
 
     def _was_wanted(self, task: str) -> bool:
@@ -147,6 +151,30 @@ class Study:
         return found
 
 
+def _numbers(path: Path) -> Iterator[bytes]:
+    """The content of a file of the study, bit by bit."""
+    if path.suffix == ".pt":
+        weights, facts = read_weights(path)
+        yield repr(facts).encode()
+        for name, values in weights.items():
+            yield f"{name} {values.dtype} {tuple(values.shape)}".encode() + values.contiguous().numpy().tobytes()
+    elif path.suffix == ".h5":
+        with h5py.File(path) as file:
+            datasets: list[h5py.Dataset] = []
+            file.visititems(lambda _, found: datasets.append(found) if isinstance(found, h5py.Dataset) else None)
+            for dataset in datasets:
+                values = dataset[()]
+                yield f"{dataset.name} {dataset.dtype} {dataset.shape}".encode()
+                yield repr(values.tolist()).encode() if values.dtype == object else values.tobytes()
+    elif path.suffix == ".parquet":
+        table = pd.read_parquet(path)
+        yield from (
+            f"{name} {column.dtype}".encode() + repr(column.tolist()).encode() for name, column in table.items()
+        )
+    else:
+        yield path.read_bytes()
+
+
 @pytest.fixture(scope="session")
 def site() -> Site:
     return load_site("test-cluster")
@@ -159,9 +187,6 @@ def two_node_site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     gpu = folder / "gpu.sbatch"
     gpu.write_text(gpu.read_text().replace("--nodes=1", "--nodes=2"))
     return load_site(str(folder))
-
-
-Undisturbed = dict[str, str]
 
 
 @pytest.fixture(scope="session")
@@ -312,7 +337,8 @@ def test_two_nodes_train_together_and_are_preempted(
     study.wait()
     assert study.history("train") == ["REQUEUED", "COMPLETED"]
     outcome = read_outcome(study.layout.outcome("train", study.runs[0]))
-    assert outcome is not None and outcome.provenance["facts"]["num_processes"] == 2
+    assert outcome is not None
+    assert outcome.provenance["facts"]["num_processes"] == 2
     assert len(set(re.findall(r"stopped after (\d+) of", study.log("train")))) == 1
     assert study.result() == undisturbed_on_two_nodes.result()
 

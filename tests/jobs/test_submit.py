@@ -29,6 +29,7 @@ from jobs.snapshot import Snapshot
 from jobs.submit import Options, Submission, submit
 from tests.jobs.slurm_double import queue_line
 
+ALL = Choice()
 GOLDEN = Path(__file__).with_name("golden")
 
 
@@ -112,7 +113,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def send(
-    layout: Layout, site: Site, sbatch: Sbatch, seeds: int = 2, choice: Choice = Choice(), dry_run: bool = False
+    layout: Layout, site: Site, sbatch: Sbatch, seeds: int = 2, choice: Choice = ALL, dry_run: bool = False
 ) -> Submission:
     return submit(study_of(seeds), layout, site, Options(choice), Slurm(run=sbatch), dry_run)
 
