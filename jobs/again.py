@@ -18,6 +18,7 @@ from fluence.store.files import read_json
 from fluence.store.outcome import Outcome, write_outcome
 from jobs.slurm import Slurm
 from jobs.snapshot import Snapshot
+from jobs.successor import submit_successor
 from jobs.tasks import EXIT_INTERRUPTED, planned_task
 
 _BY_SIGNAL = 128
@@ -41,11 +42,20 @@ def end(folder: Path, snapshot: Path, code: int) -> int:
         if not _still_runs(slurm, job):
             print("the job was ended from outside; it does not ask to start again", flush=True)
             return code
-        print(f"ended with {code}; it continues in another run of job {job}", flush=True)
-        slurm.requeue(job)
+        _start_again(slurm, job, folder, Layout(snapshot.parents[2]), code)
         return 0
     _write_failure(folder, snapshot, code)
     return code
+
+
+def _start_again(slurm: Slurm, job: str, folder: Path, layout: Layout, code: int) -> None:
+    """Under the same id where Slurm allows it, else as another job."""
+    if "Requeue=0" in slurm.call("scontrol", "show", "job", "--oneliner", job).split():
+        successor = submit_successor(slurm, layout, folder.name, _own_task(folder)[1])
+        print(f"ended with {code}; it continues in job {successor}", flush=True)
+        return
+    print(f"ended with {code}; it continues in another run of job {job}", flush=True)
+    slurm.requeue(job)
 
 
 def _element() -> str:
@@ -61,13 +71,18 @@ def _still_runs(slurm: Slurm, job: str) -> bool:
 
 def _write_failure(folder: Path, snapshot: Path, code: int) -> None:
     """Where the ranks could not say why they failed, this says so in their place."""
-    batch, layout = read_json(folder / "batch.json"), Layout(snapshot.parents[2])
-    index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(batch["tasks"]) > 1 else 0
-    stage, name = batch["stage"], batch["tasks"][index]
+    (stage, name), layout = _own_task(folder), Layout(snapshot.parents[2])
     entry = planned_task(Snapshot.load(snapshot).tasks, layout, stage, name)
     if entry.to_do:
         reason = f"a process ended with exit code {code}; its log says more"
         write_outcome(layout.outcome(stage, name), Outcome("failed", entry.task.key, reason, entry.task.section))
+
+
+def _own_task(folder: Path) -> tuple[str, str]:
+    """Stage and name of the task that this job has run."""
+    batch = read_json(folder / "batch.json")
+    index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(batch["tasks"]) > 1 else 0
+    return batch["stage"], batch["tasks"][index]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from jobs.batches import Draft
 from jobs.resources import Resources
 from jobs.sites import Site
 
-PICKLE = "task.pkl"
+PICKLE, SCRIPT = "task.pkl", "job.sh"
 _LISTEN_LATER = """bash -c 'trap "" USR2 TERM; exec "$0" "$@"'"""
 _REFUSED = re.compile(r"[%'\"\\:\x00-\x1f\x7f]")
 _COUNT = re.compile(r"(?<![0-9A-Za-z])[0-9]+$")

@@ -14,7 +14,7 @@ from fluence.layout import Layout
 from fluence.store.files import atomic_path, write_text
 from jobs.batches import Choice, Draft, Drafts, Room, draft
 from jobs.code import code_folder, freeze_code
-from jobs.jobscript import PICKLE, Place, job_parameters, job_script, refuse_strange_folder
+from jobs.jobscript import PICKLE, SCRIPT, Place, job_parameters, job_script, refuse_strange_folder
 from jobs.journal import Batch, Journal
 from jobs.limits import room
 from jobs.plan import Planned, plan
@@ -23,7 +23,6 @@ from jobs.slurm import NoAnswer, Slurm, Wanted
 from jobs.snapshot import Snapshot
 from jobs.tasks import ClusterTask, Execution
 
-SCRIPT = "job.sh"
 _UNKNOWN = "fl-000000000000"
 _NEVER = 1_000_000
 
@@ -207,7 +206,7 @@ class _Submitting:
         cores = self._site[one.resource_class].cpus_per_task
         execution = Execution(self._options.checkpoint_interval_s, cores, self._options.strict)
         names = tuple(task.name for task in one.tasks)
-        delayed = DelayedSubmission(ClusterTask(place.snapshot, one.stage, names, execution))
+        delayed = DelayedSubmission(ClusterTask(place.snapshot, one.stage, names, execution, place.folder.name))
         delayed.set_timeout(time_min, _NEVER)  # submitit's clock guesses; when to give up is counted in jobs.starts
         with atomic_path(place.folder / PICKLE) as temporary:
             delayed.dump(temporary)

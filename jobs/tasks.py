@@ -263,12 +263,14 @@ class ClusterTask:
         stage: name of the stage.
         names: names of the tasks, in the order of the array.
         execution: settings that change no result.
+        submission: token of the batch, also in the jobs that take its place.
     """
 
     snapshot: Path
     stage: str
     names: tuple[str, ...]
     execution: Execution
+    submission: str
 
     def __call__(self) -> None:
         """Runs the task, unless it is done or something that it needs is missing; its words go to the task's log.
@@ -305,7 +307,7 @@ class ClusterTask:
             if is_first:
                 print(f"{entry.task.label}: {entry.state}, nothing to do: {entry.reason}", flush=True)
             return EXIT_DONE
-        if is_first and is_hopeless(entry.task, layout, os.environ.get("SUBMITIT_FOLDER", "")):
+        if is_first and is_hopeless(entry.task, layout, self.submission):
             reason = f"gave up after {MOST_STARTS} starts in a row without a new checkpoint"
             outcome = Outcome("failed", entry.task.key, reason, entry.task.section)
             write_outcome(layout.outcome(self.stage, name), outcome)
