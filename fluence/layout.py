@@ -85,7 +85,7 @@ class Layout:
 
     def weights(self, run_id: str) -> Path:
         """The weights that a finished training hands on."""
-        return self.run(run_id) / "weights.pt"
+        return self.root.joinpath("runs", run_id, "weights.pt")
 
     def activations(self, run_id: str) -> Path:
         """Activations of the rated images."""
@@ -101,15 +101,15 @@ class Layout:
 
     def outcome(self, stage: str, task: str) -> Path:
         """How a task ended: the only proof that it is done."""
-        return self.root / "tasks" / stage / f"{task}.outcome.json"
+        return self.root.joinpath("tasks", stage, f"{task}.outcome.json")
 
     def progress(self, stage: str, task: str) -> Path:
         """How far a task has come."""
-        return self.root / "tasks" / stage / f"{task}.progress.json"
+        return self.root.joinpath("tasks", stage, f"{task}.progress.json")
 
     def log(self, stage: str, task: str) -> Path:
         """What a task printed."""
-        return self.root / "tasks" / stage / f"{task}.log"
+        return self.root.joinpath("tasks", stage, f"{task}.log")
 
     def snapshot(self, digest: str) -> Path:
         """A study as it was when tasks were planned from it."""

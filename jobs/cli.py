@@ -265,7 +265,7 @@ def _show_status(tasks: tuple[Task, ...], study: Study, layout: Layout, given: a
     from jobs.status import state_rows
     from jobs.statustable import status_table
 
-    planned = plan(tasks, layout)
+    planned = plan(tasks, layout, trust_listing=True)
     at_slurm = standings(tasks, layout) if layout.lock.parent.exists() else None
     rows = state_rows(planned, layout, at_slurm)
     if given.watch and sys.stdout.isatty():

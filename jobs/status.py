@@ -158,7 +158,7 @@ class _Case:
     def _job_log(self, layout: Layout) -> str:
         """What its job printed, where the task itself has not come to that."""
         standing = self._standing
-        if standing is None or standing.job is None or standing.job.is_queued:
+        if self._entry.state == "done" or standing is None or standing.job is None or standing.job.is_queued:
             return ""
         path = layout.job_log(standing.batch.token, standing.element)
         return str(path) if path.exists() else ""

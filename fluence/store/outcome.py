@@ -48,8 +48,6 @@ def write_outcome(path: Path, outcome: Outcome) -> None:
 
 def read_outcome(path: Path) -> Outcome | None:
     """Reads the outcome of a task; None if there is none that can be read (then the task has to run)."""
-    if not path.exists():
-        return None
     try:
         record = read_json(path)
         if record.pop("format") != FORMAT:
