@@ -67,5 +67,9 @@ class Interrupted(RunError):
     exit_code = 130
 
 
+class LostProcess(RunError):
+    """Another process of the same training is gone, or cannot be reached."""
+
+
 class Skipped(FluenceError):
     """The task cannot be done for a reason that is a finding and no failure, such as a group too small."""

@@ -18,8 +18,9 @@ from fluence.store.files import read_json
 from fluence.store.outcome import Outcome, write_outcome
 from jobs.slurm import Slurm
 from jobs.snapshot import Snapshot
+from jobs.starts import was_counted
 from jobs.successor import submit_successor
-from jobs.tasks import EXIT_INTERRUPTED, planned_task
+from jobs.tasks import EXIT_FAILED, EXIT_INTERRUPTED, planned_task
 
 _BY_SIGNAL = 128
 
@@ -37,15 +38,25 @@ def end(folder: Path, snapshot: Path, code: int) -> int:
     """
     if code == 0:
         return 0
-    if code == EXIT_INTERRUPTED or code > _BY_SIGNAL:
-        job, slurm = _element(), Slurm()
-        if not _still_runs(slurm, job):
-            print("the job was ended from outside; it does not ask to start again", flush=True)
-            return code
-        _start_again(slurm, job, folder, Layout(snapshot.parents[2]), code)
+    (stage, name), layout = _own_task(folder), Layout(snapshot.parents[2])
+    entry = planned_task(Snapshot.load(snapshot).tasks, layout, stage, name)
+    if not entry.to_do:
+        return 0 if entry.state == "done" else EXIT_FAILED
+    job, slurm = _element(), Slurm()
+    if not _still_runs(slurm, job):
+        print("the job was ended from outside; it does not ask to start again", flush=True)
+        return code
+    if _is_worth_another_start(code, stage, name, layout):
+        _start_again(slurm, job, folder, layout, code)
         return 0
-    _write_failure(folder, snapshot, code)
-    return code
+    reason = f"a process ended with exit code {code}; its log says more"
+    write_outcome(layout.outcome(stage, name), Outcome("failed", entry.task.key, reason, entry.task.section))
+    return EXIT_FAILED
+
+
+def _is_worth_another_start(code: int, stage: str, name: str, layout: Layout) -> bool:
+    """A rank that fails takes the others along: so what a signal has ended before its start was counted has failed."""
+    return code == EXIT_INTERRUPTED or (code > _BY_SIGNAL and was_counted(stage, name, layout))
 
 
 def _start_again(slurm: Slurm, job: str, folder: Path, layout: Layout, code: int) -> None:
@@ -67,15 +78,6 @@ def _element() -> str:
 def _still_runs(slurm: Slurm, job: str) -> bool:
     """Whether nobody has cancelled or requeued the job meanwhile: a cancelled one must not come back."""
     return slurm.call("squeue", "--noheader", f"--jobs={job}", "--format=%T").split() == ["RUNNING"]
-
-
-def _write_failure(folder: Path, snapshot: Path, code: int) -> None:
-    """Where the ranks could not say why they failed, this says so in their place."""
-    (stage, name), layout = _own_task(folder), Layout(snapshot.parents[2])
-    entry = planned_task(Snapshot.load(snapshot).tasks, layout, stage, name)
-    if entry.to_do:
-        reason = f"a process ended with exit code {code}; its log says more"
-        write_outcome(layout.outcome(stage, name), Outcome("failed", entry.task.key, reason, entry.task.section))
 
 
 def _own_task(folder: Path) -> tuple[str, str]:

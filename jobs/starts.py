@@ -6,6 +6,7 @@ Slurm's count of restarts and submitit's clock know nothing of progress. Here, w
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,17 @@ def is_hopeless(task: Task, layout: Layout, submission: str) -> bool:
     before = _read(path)
     same = all(before.get(name) == value for name, value in here.items())
     starts = int(before.get("starts", 0)) + 1 if same else 1
-    write_json(path, {**here, "starts": starts})
+    write_json(path, {**here, "starts": starts, "run": _this_run()})
     return starts > MOST_STARTS
+
+
+def was_counted(stage: str, name: str, layout: Layout) -> bool:
+    """Whether the present run of this job has got so far that its start was counted."""
+    return _read(layout.starts(stage, name)).get("run") == _this_run()
+
+
+def _this_run() -> str:
+    return f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
 def _place(task: Task, layout: Layout) -> str:

@@ -204,7 +204,7 @@ class _Submitting:
         from submitit.helpers import DelayedSubmission
 
         cores = self._site[one.resource_class].cpus_per_task
-        execution = Execution(self._options.checkpoint_interval_s, cores, self._options.strict)
+        execution = Execution(self._options.checkpoint_interval_s, cores, self._options.strict, starts_again=True)
         names = tuple(task.name for task in one.tasks)
         delayed = DelayedSubmission(ClusterTask(place.snapshot, one.stage, names, execution, place.folder.name))
         delayed.set_timeout(time_min, _NEVER)  # submitit's clock guesses; when to give up is counted in jobs.starts

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fluence.errors import Diverged, FluenceError, Interrupted, Skipped
+from fluence.errors import Diverged, FluenceError, Interrupted, LostProcess, Skipped
 from fluence.layout import Layout
 from fluence.store.outcome import Outcome, Status, provenance, write_outcome, write_progress
 from fluence.study import Study
@@ -40,11 +40,13 @@ class Execution:
         checkpoint_interval_s: seconds between two checkpoints.
         num_workers: processes that decode images.
         strict: whether an unusable image is an error.
+        starts_again: whether the task is started again when one of its processes was lost.
     """
 
     checkpoint_interval_s: float = 300.0
     num_workers: int = 1
     strict: bool = False
+    starts_again: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,15 @@ def run_task(snapshot: Path, stage: str, name: str, execution: Execution, stop: 
         print(interruption, flush=True)
         return EXIT_INTERRUPTED
     except FluenceError as error:
+        if isinstance(error, LostProcess) and execution.starts_again:
+            print(error, flush=True)
+            return EXIT_INTERRUPTED
         outcome = _outcome(task, _status(error), Result(str(error)), started, tasks)
     except Exception as error:
         traceback.print_exc()
         outcome = _outcome(task, "failed", Result(f"{type(error).__name__}: {error}"), started, tasks)
     print(f"{task.label}: {outcome.status}{': ' + outcome.reason if outcome.reason else ''}", flush=True)
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" or outcome.status == "failed":
         write_outcome(layout.outcome(stage, name), outcome)
     return EXIT_FAILED if outcome.status == "failed" else EXIT_DONE
 

@@ -13,10 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fluence.errors import RunError
+from fluence.errors import LostProcess, RunError
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for another one before it gives up."""
+
+
+_SIGNS_OF_A_LOSS = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
+"""gloo says with a plain RuntimeError that a process no longer answers."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +85,27 @@ class Team:
     @classmethod
     @contextmanager
     def joined(cls, ranks: Ranks) -> Iterator[Team]:
-        """The team, as long as the block lasts: NCCL between GPUs, gloo between CPUs."""
+        """The team, as long as the block lasts: NCCL between GPUs, gloo between CPUs.
+
+        Raises:
+            LostProcess: another process is gone.
+        """
         if ranks.world_size == 1:
             yield cls(ranks)
             return
         if ranks.device.type == "cuda":
             torch.cuda.set_device(ranks.device)
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world_size, timeout=PATIENCE)
         try:
+            dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.world_size, timeout=PATIENCE)
             yield cls(ranks, dist.new_group(backend="gloo", timeout=PATIENCE))
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or any(sign in str(error) for sign in _SIGNS_OF_A_LOSS):
+                raise LostProcess(f"rank {ranks.rank}: another process of this training is gone ({error})") from error
+            raise
         finally:
-            dist.destroy_process_group()
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
     def sum(self, values: Tensor) -> Tensor:
         """Adds `values` of all processes up, in place."""

@@ -213,7 +213,12 @@ class Commands:
 
 
 def ended(
-    snapshot: Snapshot, layout: Layout, commands: Commands, code: int, monkeypatch: pytest.MonkeyPatch
+    snapshot: Snapshot,
+    layout: Layout,
+    commands: Commands,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    counted: bool = True,
 ) -> tuple[int, str]:
     """The job's exit code after a batch of both trainings ended in its second task, and the batch's token."""
     names = [task.name for task in snapshot.tasks if task.stage == "train"]
@@ -229,6 +234,8 @@ def ended(
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    if counted:
+        is_hopeless(task_of(snapshot, "train", 1), layout, batch.token)
     return again.end(folder, snapshot.save(layout), code), batch.token
 
 
@@ -269,6 +276,26 @@ def test_an_end_without_a_word_is_a_failure_with_a_reason(
     assert outcome is not None
     assert (outcome.status, outcome.key) == ("failed", task_of(snapshot, "train", 1).key)
     assert "exit code 1" in outcome.reason
+
+
+def test_what_is_killed_before_its_start_was_counted_has_failed(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that cannot even begin takes the others along; it would be started again for ever."""
+    commands = Commands()
+    assert ended(snapshot, Layout(tmp_path), commands, 137, monkeypatch, counted=False)[0] == 1
+    assert commands.acts == []
+    assert read_outcome(Layout(tmp_path).outcome("train", task_of(snapshot, "train", 1).name)) is not None
+
+
+def test_a_failure_that_was_written_down_is_no_reason_to_start_again(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One rank failed and said why; the others were killed."""
+    commands, task = Commands(), task_of(snapshot, "train", 1)
+    write_outcome(Layout(tmp_path).outcome("train", task.name), Outcome("failed", task.key, "no memory"))
+    assert ended(snapshot, Layout(tmp_path), commands, 137, monkeypatch)[0] == 1
+    assert commands.calls == []
 
 
 def test_where_nothing_is_requeued_another_job_takes_its_place(
