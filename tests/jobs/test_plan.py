@@ -174,3 +174,26 @@ def test_a_damaged_outcome_counts_as_none(tmp_path: Path, damage: bytes) -> None
 def test_the_plan_writes_nothing(tmp_path: Path) -> None:
     plan(tasks_of(make_study(), FINGERPRINTS), Layout(tmp_path / "nowhere"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_listing_folders_finds_what_looking_for_each_file_finds(tmp_path: Path) -> None:
+    study, layout = make_study(), Layout(tmp_path)
+
+    def both() -> tuple[Planned, ...]:
+        tasks = tasks_of(study, FINGERPRINTS)
+        looked, listed = plan(tasks, layout), plan(tasks, layout, trust_listing=True)
+        assert listed == looked
+        return listed
+
+    assert both()[0].state == "ready"
+    finish_all(study, layout)
+    train, extract, measure, *others = (task for task in tasks_of(study, FINGERPRINTS) if task.run)
+    output_of(train, layout).unlink()
+    output_of(others[-1], layout).unlink()
+    layout.outcome("extract", extract.name).unlink()
+    write_progress(layout.progress("extract", extract.name), extract.key, 0.5, "image 5 of 10")
+    assert [entry.state for entry in both()].count("ready") == 2
+    older = make_study(grid={"groups": ["all"], "seeds": [0, 1]}, models={"small": {"kind": "vae", "width": 3.0}})
+    tasks = tasks_of(older, FINGERPRINTS)
+    assert plan(tasks, layout, trust_listing=True) == plan(tasks, layout)
+    assert "changed: model.width 1.0 → 3.0" in plan(tasks, layout, trust_listing=True)[1].reason
