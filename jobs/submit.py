@@ -19,8 +19,9 @@ from jobs.journal import Batch, Journal
 from jobs.limits import room
 from jobs.plan import Planned, plan
 from jobs.sites import Site
-from jobs.slurm import NoAnswer, Slurm, Wanted
+from jobs.slurm import NoAnswer, Slurm
 from jobs.snapshot import Snapshot
+from jobs.standing import standings
 from jobs.tasks import ClusterTask, Execution
 
 _UNKNOWN = "fl-000000000000"
@@ -140,34 +141,19 @@ class _Submitting:
 
     def _in_flight(self) -> dict[str, tuple[str, str]]:
         """Key, and job or array, of each task that is queued or running."""
-        batches = self._journal.read()
-        lost = [batch for batch in batches if batch.job is None]
-        wanted = Wanted(
-            jobs=frozenset(batch.job for batch in batches if batch.job),
-            words=frozenset(batch.token for batch in batches),
-            lost=frozenset(batch.token for batch in lost),
-            users=frozenset(batch.user for batch in batches if batch.user),
-            since=min((batch.submitted_at for batch in lost), default=0.0),
-        )
-        look = self._slurm.look(wanted, keep_s=0)
-        if not look.has_queue:
-            raise NoAnswer(f"{'; '.join(look.notes)}; nothing is submitted, since it might be queued already")
-        tokens = {job.name[: len(_UNKNOWN)]: job.id.partition("_")[0] for job in look.jobs.values()}
-        found = {}
-        for batch in (self._found(batch, tokens) for batch in batches):
-            for index, (name, key) in enumerate(zip(batch.tasks, batch.keys, strict=True)):
-                elements = [look.jobs[element] for element in batch.elements(index) if element in look.jobs]
-                if batch.job and any(element.is_live for element in elements):
-                    found[f"{batch.stage}/{name}"] = key, batch.job
-        return found
-
-    def _found(self, batch: Batch, tokens: dict[str, str]) -> Batch:
-        """A batch whose answer from sbatch was lost gets its id from the queue."""
-        if batch.job is not None or batch.token not in tokens:
-            return batch
+        found = standings(self._snapshot.tasks, self._layout, self._slurm, keep_s=0)
+        if not found.look.has_queue:
+            raise NoAnswer(f"{'; '.join(found.look.notes)}; nothing is submitted, since it might be queued already")
+        live = [standing for standing in found.every if standing.is_live and standing.batch.job is not None]
         if not self._dry_run:
-            self._journal.submitted(batch.token, tokens[batch.token])
-        return replace(batch, job=tokens[batch.token])
+            self._note_found({standing.batch.token: standing.batch.job or "" for standing in live})
+        return {f"{one.batch.stage}/{one.task}": (one.key, one.batch.job or "") for one in live}
+
+    def _note_found(self, jobs: dict[str, str]) -> None:
+        """Batches whose answer from sbatch was lost get the id that the queue tells."""
+        for batch in self._journal.read():
+            if batch.job is None and batch.token in jobs:
+                self._journal.submitted(batch.token, jobs[batch.token])
 
     # ── Sending ──────────────────────────────────────────────────────────────────────────────────────────────────
 
