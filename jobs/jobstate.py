@@ -47,6 +47,7 @@ _REASON_LIKE = (
     ("WallDuration", "asks for more time than the QoS gives"),
     ("Limit", "a limit of the account or the QoS"),
 )
+_ALMOST = {"CONFIGURING": "starting", "COMPLETING": "ending"}
 BY_SLURM = "by Slurm"
 _NEVER = (BY_SLURM, "DependencyNeverSatisfied")
 _LONG_LIMIT_S, _MARGIN_S = 2100.0, 600.0
@@ -139,7 +140,7 @@ class JobState:
         if self.is_queued:
             return self._queued()
         if self.is_live:
-            return "suspended" if self.state in _STANDS_STILL else "running"
+            return "suspended" if self.state in _STANDS_STILL else _ALMOST.get(self.state, "running")
         ended = {
             "COMPLETED": "ended",
             "CANCELLED": "cancelled by Slurm" if self.was_never_possible else "cancelled by hand",

@@ -117,13 +117,14 @@ class Journal:
 
         Lines that cannot be read are passed over: the last one may have been cut off when a disk was full.
         """
+        events = self._events()
         batches: dict[str, Batch] = {}
-        for event in self._events():
-            with suppress(KeyError, TypeError, ValueError):
-                _take(batches, event)
-        for token in self._folders() - batches.keys():
+        for token in self._folders() - {str(event.get("token")) for event in events if event.get("event") == "intent"}:
             with suppress(ArtifactError, KeyError, TypeError, ValueError):
                 batches[token] = _batch(read_json(self._layout.submission(token) / _MEMBERS))
+        for event in events:
+            with suppress(KeyError, TypeError, ValueError):
+                _take(batches, event)
         return sorted(batches.values(), key=lambda batch: batch.submitted_at)
 
     def _events(self) -> list[dict[str, Any]]:

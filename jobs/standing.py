@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fluence.layout import Layout
 from jobs.jobstate import JobState
 from jobs.journal import TOKEN, Batch, Journal
-from jobs.pipeline import STAGE, Task
+from jobs.pipeline import Task
 from jobs.slurm import KEEP_S, Look, Slurm, Wanted
 
 
@@ -112,7 +112,7 @@ def standings(tasks: Sequence[Task], layout: Layout, slurm: Slurm | None = None,
     """Asks the journal and Slurm about every task.
 
     Args:
-        tasks: all tasks of the study.
+        tasks: all tasks of the study, as in its snapshot: with keys that do not depend on what became of the runs.
         layout: the study's folder.
         slurm: how Slurm is reached.
         keep_s: how old Slurm's answer may be, in seconds; 0 to ask now.
@@ -129,7 +129,7 @@ def standings(tasks: Sequence[Task], layout: Layout, slurm: Slurm | None = None,
     outdated = []
     for standing in every:
         name = f"{standing.batch.stage}/{standing.task}"
-        if name in present and _is_same(present[name], standing):
+        if name in present and present[name].key == standing.key:
             of[name] = max(of.get(name, standing), standing, key=_rank)
         elif standing.is_live:
             outdated.append(standing)
@@ -155,11 +155,6 @@ def _each(batches: Sequence[Batch], look: Look) -> Iterator[Standing]:
         for index in range(len(batch.tasks)):
             jobs = (look.jobs.get(element) for element in batch.elements(index))
             yield Standing(batch, index, next((job for job in jobs if job is not None), None), look)
-
-
-def _is_same(task: Task, standing: Standing) -> bool:
-    """What is made of the whole study has another key with every run that ends, and takes whatever is done."""
-    return STAGE[task.stage].each == "study" or task.key == standing.key
 
 
 def _rank(standing: Standing) -> tuple[bool, bool, float]:

@@ -184,6 +184,8 @@ class _Case:
         words, progress = standing.words, self._progress
         if words == "running" and progress is not None:
             return f"running {progress.fraction:.0%}", _place(progress)
+        if self._task.run is None and standing.job is not None and standing.job.state == "COMPLETED":
+            return "waiting", self._entry.reason  # it took what was done then
         if standing.was_never_possible and self._entry.state == "waiting":
             return "waiting", f"{self._entry.reason}; {standing.explanation}"
         place = f"at {_place(progress)}" if progress is not None and progress.fraction else ""

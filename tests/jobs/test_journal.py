@@ -72,6 +72,10 @@ def test_batches_are_known_after_the_journal_was_lost(tmp_path: Path) -> None:
     batches = [intend(Journal(layout)) for _ in range(3)]
     layout.journal.unlink()
     assert Journal(layout).read() == batches
+    Journal(layout).submitted(batches[0].token, "7")
+    Journal(layout).cancelled(batches[1].token, TASKS[:1])
+    first, second, third = Journal(layout).read()
+    assert (first.job, second.cancelled, third) == ("7", {TASKS[0]}, batches[2])
 
 
 def test_names_of_any_kind_come_back_unchanged(tmp_path: Path) -> None:

@@ -101,6 +101,12 @@ def test_ends_are_kept_apart(state: str, words: str) -> None:
     assert read_accounts(account_line("7", state, elapsed_s=3, start=NOW))["7"].words == words
 
 
+def test_a_job_that_has_its_nodes_but_does_not_work_is_not_called_running() -> None:
+    states = ("CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED")
+    assert [JobState("7", state).words for state in states] == ["starting", "running", "ending", "suspended"]
+    assert all(JobState("7", state).is_live for state in states)
+
+
 def test_a_signal_is_told_from_an_exit_code() -> None:
     lines = [account_line("7", "FAILED", exit_="0:9", start=NOW), account_line("8", "FAILED", exit_="2:0", start=NOW)]
     jobs = read_accounts("\n".join(lines))

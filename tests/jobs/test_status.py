@@ -244,6 +244,14 @@ def test_jobs_of_an_earlier_version_keep_it_and_status_says_so(tmp_path: Path) -
     assert "the study was edited since: 1 queued or running tasks" in text_at(layout, double, edited)
 
 
+def test_an_analysis_that_saw_other_runs_waits_for_the_next_one(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    submit(layout, [task for task in TASKS if task.stage == "analyse"])
+    queued, ended = [queue_line("7", "PENDING", "Dependency")], [account_line("7", "COMPLETED", start=9, elapsed_s=5)]
+    assert rows_at(layout, SlurmDouble(queued))["analyse study"].state == "queued (Dependency)"
+    assert rows_at(layout, SlurmDouble([], ended))["analyse study"].state == "waiting"
+
+
 def test_of_several_submissions_the_one_that_runs_counts(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     submit(layout, TRAININGS, job="7")
