@@ -183,9 +183,22 @@ def site() -> Site:
 @pytest.fixture(scope="session")
 def two_node_site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """The test cluster's, with one process on each of two nodes for each training."""
-    folder = shutil.copytree(TEST_SITE, tmp_path_factory.mktemp("site") / "two-nodes")
-    gpu = folder / "gpu.sbatch"
-    gpu.write_text(gpu.read_text().replace("--nodes=1", "--nodes=2"))
+    return _edited_site(tmp_path_factory.mktemp("site") / "two-nodes", "--nodes=1", "--nodes=2")
+
+
+@pytest.fixture(scope="session")
+def site_without_requeue(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    folder = tmp_path_factory.mktemp("site") / "no-requeue"
+    return _edited_site(folder, "#SBATCH --requeue\n", "", "requeue=yes", "requeue=no")
+
+
+def _edited_site(folder: Path, *changes: str) -> Site:
+    shutil.copytree(TEST_SITE, folder)
+    for file in folder.glob("gpu.sbatch"):
+        text = file.read_text()
+        for old, new in zip(changes[::2], changes[1::2], strict=True):
+            text = text.replace(old, new)
+        file.write_text(text)
     return load_site(str(folder))
 
 
@@ -292,6 +305,23 @@ def test_a_lost_node(slurm_cluster: Cluster, undisturbed: Study, tmp_path: Path)
     study.cluster.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=test")
     study.wait()
     assert study.history("train", 0) == ["NODE_FAIL", "COMPLETED"]
+    assert study.result() == undisturbed.result()
+
+
+def test_where_jobs_are_not_requeued_another_one_takes_over(
+    slurm_cluster: Cluster, undisturbed: Study, site_without_requeue: Site, tmp_path: Path
+) -> None:
+    """The second training is told to stop; extraction and measuring of that run wait for its successor."""
+    study = twin(undisturbed, tmp_path / "study")
+    study.site = site_without_requeue
+    study.submit()
+    first = study.job("train", 1)
+    study.wait_for_checkpoint(1)
+    study.cluster.run("scancel", "--signal=USR2", first)
+    study.wait()
+    assert [state for _, state in study.cluster.history(first)] == ["COMPLETED"]
+    assert study.batch("train").tasks == (study.runs[1],)
+    assert len(re.findall(r"stopped after \d+ of", study.log("train", 1))) == 1
     assert study.result() == undisturbed.result()
 
 
