@@ -390,3 +390,77 @@ def test_a_folder_with_blanks_and_accents_stays_one_word(tmp_path: Path, site: S
 
 def test_two_thousand_runs_are_a_few_arrays(layout: Layout, site: Site) -> None:
     assert len(send(layout, site, Sbatch(), seeds=2000).sent) == 1 + 3 * 2 + 2
+
+
+# ── The verb ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+STUDY = """
+name: tiny
+data:
+  datasets: {faces: {kind: synthetic, num_images: 40}}
+  training: faces
+  rated: faces
+models: {small: {kind: vae, width: 0.125}}
+grid: {seeds: [0, 1]}
+"""
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sbatch:
+    """The double in place of Slurm's commands, and a study file in the present folder."""
+    sbatch = Sbatch()
+    monkeypatch.setattr("jobs.submit.Slurm", lambda cache: Slurm(run=sbatch))
+    monkeypatch.setenv("FLUENCE_SETTINGS", "")
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(STUDY)
+    return sbatch
+
+
+def test_the_verb_says_what_it_sends(slurm: Sbatch, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["submit", "tiny.yaml", "--site", "test-cluster", "--stage", "pack", "--stage", "train"]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "job 100      pack: 1 task on test-cluster/cpu, as soon as there is room" in printed
+    assert "job 200      train: 2 tasks on test-cluster/gpu, after what it needs" in printed
+    assert (Path("results") / "tiny" / "study.yaml").read_text() == STUDY
+    assert cli.main(command) == 0
+    assert "3 tasks are queued or running already" in capsys.readouterr().out
+    assert len(slurm.scripts) == 2
+
+
+def test_the_verb_runs_dry(slurm: Sbatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two trainings of one GPU each, and an A100 hour counts twice on this site."""
+    Path("tiny.yaml").write_text(STUDY + "training: {epochs: 20000000, batch_size: 8}\n")
+    sites = ["--site", "jean-zay-a100", "--set", "project=xyz"]
+    assert cli.main(["submit", "tiny.yaml", *sites, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("#!/bin/bash") == 6
+    assert "#SBATCH --account=xyz@a100" in printed
+    assert "train small-all-s1" in printed
+    hours = re.search(
+        r"about ([\d.,]+) GPU hours for 2 trainings and extractions, ([\d.,]+) normalised GPU hours", printed
+    )
+    assert hours is not None
+    assert float(hours[1]) > 0.1
+    assert float(hours[2]) == pytest.approx(2 * float(hours[1]), rel=0.1)
+    assert "GB of disk for the whole study" in printed
+    assert printed.endswith("nothing was written and nothing was sent\n")
+    assert not Path("results").exists()
+    assert slurm.scripts == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--site", "jean-zay-a100"], "--set project=VALUE"),
+        (["--site", "nowhere"], "there is no such site"),
+        (["--site", "test-cluster", "--set", "project"], "write NAME=VALUE"),
+        (["--site", "test-cluster", "--only", "$(reboot)"], "no run has that name"),
+    ],
+)
+def test_wrong_usage_sends_nothing(
+    slurm: Sbatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert cli.main(["submit", "tiny.yaml", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert slurm.scripts == {}
