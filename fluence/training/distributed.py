@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -147,7 +148,10 @@ class Team:
             return model
         gpus = [self.ranks.device] if self.ranks.device.type == "cuda" else None
         # Buffers need no broadcast: batch normalisation over all processes leaves the same ones everywhere.
-        return nn.parallel.DistributedDataParallel(model, device_ids=gpus, broadcast_buffers=False)
+        parallel = nn.parallel.DistributedDataParallel
+        renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters  # torch from 2.15 on
+        unsynced = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return parallel(model, device_ids=gpus, **unsynced)
 
 
 @contextmanager
