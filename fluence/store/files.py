@@ -121,7 +121,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(f"{path}: no such file") from error
     except (ValueError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: damaged ({error}); delete it and run again") from error
