@@ -357,11 +357,12 @@ def test_the_time_limit_three_times(slurm_cluster: Cluster, undisturbed: Study, 
 
 
 def rank_process(study: Study, stage: str, rank: int) -> processes.Process:
-    """The process of one rank: it has an environment of its own."""
+    """The process of one rank. The script of the job and `srun` have rank 0 in their environment, too."""
     job = study.cluster.job(study.job(stage))["JobId"]
     wanted = {f"SLURM_PROCID={rank}".encode(), f"SLURM_JOB_ID={job}".encode()}
     mine = processes.of_cluster(study.cluster.folder, study.cluster.name)
-    return next(p for p in mine if wanted <= processes._environment(p.pid) and "submitit.core._submit" in p.command)
+    ranks = [p for p in mine if p.name.startswith("python") and "submitit.core._submit" in p.command]
+    return next(p for p in ranks if wanted <= processes._environment(p.pid))
 
 
 def test_two_nodes_train_together_and_are_preempted(
