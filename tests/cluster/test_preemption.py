@@ -332,10 +332,10 @@ def test_the_time_limit_three_times(slurm_cluster: Cluster, undisturbed: Study, 
     """
     study = twin(undisturbed, tmp_path / "study")
     study.submit(stages=("train",))
-    job, step = study.job("train"), 0
+    job = study.job("train")
     for restarts in range(3):
         study._until(lambda: study.cluster.job(job)["JobState"] == "RUNNING", 90, "it does not start")
-        step = study.wait_for_checkpoint(more_than=step)
+        study.wait_for_checkpoint(more_than=study.newest_step())
         os.kill(rank_process(study, "train", 0).pid, signal.SIGSTOP)
         study.cluster.end_in(job, 58)
         study._until(lambda n=restarts: int(study.cluster.job(job)["Restarts"]) > n, 90, "it is not told")
