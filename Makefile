@@ -1,19 +1,23 @@
 # make demo   a whole study on built-in synthetic faces, in minutes, without Slurm or GPU
-# make test   every test
+# make test   every test but those on a real Slurm
+# make test-slurm   those; as root it installs Slurm and MariaDB from Debian's packages if they are missing
 # Both make a virtual environment in .venv and install into it; PYTHON=… chooses the interpreter (3.11 or later).
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean cluster cluster-down
+.PHONY: demo test test-slurm lint clean cluster cluster-down
 
 demo: $(VENV)/.installed
 	$(BIN)/fluence check studies/demo.yaml
 	$(BIN)/fluence run studies/demo.yaml
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slurm"
+
+test-slurm: $(VENV)/.installed-test
+	FLUENCE_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

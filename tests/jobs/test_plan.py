@@ -187,7 +187,7 @@ def test_listing_folders_finds_what_looking_for_each_file_finds(tmp_path: Path) 
 
     assert both()[0].state == "ready"
     finish_all(study, layout)
-    train, extract, measure, *others = (task for task in tasks_of(study, FINGERPRINTS) if task.run)
+    train, extract, _, *others = (task for task in tasks_of(study, FINGERPRINTS) if task.run)
     output_of(train, layout).unlink()
     output_of(others[-1], layout).unlink()
     layout.outcome("extract", extract.name).unlink()
