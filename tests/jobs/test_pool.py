@@ -68,12 +68,26 @@ def run_pool(
     return planned, rows, said
 
 
+TOGETHER = """
+if stage == "train" and rank == "0" or stage == "extract":
+    meeting = layout.root / "meeting" / stage
+    meeting.mkdir(parents=True, exist_ok=True)
+    (meeting / name).touch()
+    until = time.time() + 60
+    while len(list(meeting.iterdir())) < expected[stage] and time.time() < until:
+        time.sleep(0.05)
+    assert time.time() < until, "the other did not come"
+"""
+"""Tasks of a stage that wait for each other: they only come through if they run at the same time."""
+
+
 def most_at_once(rows: list[dict]) -> int:
     return max(sum(a["start"] <= b["start"] < a["end"] for a in rows) for b in rows)
 
 
 def test_tasks_run_in_order_and_never_more_than_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    planned, rows, said = run_pool(tmp_path, Machine(2, (), processes=1, places=2), monkeypatch)
+    together = "expected = {'train': 2, 'extract': 1}" + TOGETHER
+    planned, rows, said = run_pool(tmp_path, Machine(2, (), processes=1, places=2), monkeypatch, together)
     assert {entry.state for entry in planned} == {"done"}
     assert len(rows) == len(planned)
     assert most_at_once(rows) == 2
@@ -87,11 +101,11 @@ def test_tasks_run_in_order_and_never_more_than_places(tmp_path: Path, monkeypat
 
 
 def test_a_training_takes_as_many_places_as_it_has_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, rows, _ = run_pool(tmp_path, Machine(4, (), processes=2, places=2), monkeypatch)
+    together = "expected = {'train': 1, 'extract': 2}" + TOGETHER
+    _, rows, _ = run_pool(tmp_path, Machine(4, (), processes=2, places=2), monkeypatch, together)
     training = [row for row in rows if row["stage"] == "train"]
     assert sorted(row["RANK"] for row in training) == ["0", "0", "0", "1", "1", "1"]
     assert most_at_once(rows) == 2
-    assert most_at_once([row for row in rows if row["stage"] == "extract"]) == 2
     assert {row["OMP_NUM_THREADS"] for row in rows} == {"2"}
     ports = [{row["MASTER_PORT"] for row in training if row["name"] == name} for name in {r["name"] for r in training}]
     assert all(len(port) == 1 for port in ports)
