@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 from fluence import __version__
 from fluence.errors import FluenceError, StudyError
 from fluence.layout import Layout
-from fluence.study import Study
-from jobs.submitverb import add_options as add_submit_options
 
 if TYPE_CHECKING:
+    from fluence.study import Study
     from jobs.pipeline import Task
     from jobs.plan import Planned
     from jobs.snapshot import Snapshot
@@ -60,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(act=_run)
     submit = verbs.add_parser("submit", help="hand a study, or what is left of it, to Slurm")
     _add_study(submit)
-    add_submit_options(submit)
+    _add_submit_options(submit)
     submit.set_defaults(act=_submit)
     status = verbs.add_parser("status", help="show how far each task is, and why")
     _add_study(status)
@@ -98,6 +97,18 @@ def _add_study(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     parser.add_argument(
         "--data", action="append", default=[], metavar="NAME=FOLDER", help="folder of a data set, instead of its root"
     )
+
+
+def _add_submit_options(submit: argparse.ArgumentParser) -> None:
+    submit.add_argument("--site", required=True, metavar="SITE", help="a name in sbatch_templates, or a folder")
+    submit.add_argument(
+        "--stage", action="append", default=[], metavar="STAGE", help="only this stage; may be repeated"
+    )
+    submit.add_argument("--only", nargs="+", action="extend", default=[], metavar="RUN", help="only these runs")
+    submit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="fill in {NAME} of the site")
+    submit.add_argument("--dry-run", action="store_true", help="print scripts, tasks, hours and disk; send nothing")
+    submit.add_argument("--strict", action="store_true", help="take any unusable or duplicate image for an error")
+    submit.add_argument("--checkpoint-interval", type=_seconds, default=600.0, metavar="SECONDS", help="default: 600")
 
 
 def _count(text: str) -> int:

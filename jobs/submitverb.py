@@ -20,25 +20,11 @@ _GFLOPS_PER_S = {70: 5e3, 75: 3e3, 80: 8e3, 86: 7e3, 89: 12e3, 90: 15e3}
 """What a GPU of each compute capability does of such networks' arithmetic: a guess, a third of its float32 peak."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `fluence submit` besides the study's."""
-    parser.add_argument("--site", required=True, metavar="SITE", help="a name in sbatch_templates, or a folder")
-    parser.add_argument(
-        "--stage", action="append", choices=STAGE_NAMES, default=[], metavar="STAGE",
-        help=f"only this stage (again for more): {', '.join(STAGE_NAMES)}",
-    )  # fmt: skip
-    parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="RUN", help="only these runs")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="fill in {NAME} of the site")
-    parser.add_argument("--dry-run", action="store_true", help="print scripts, tasks, hours and disk; send nothing")
-    parser.add_argument("--strict", action="store_true", help="take any unusable or duplicate image for an error")
-    parser.add_argument("--checkpoint-interval", type=float, default=600.0, metavar="SECONDS", help="default: 600")
-
-
 def run_submit(given: argparse.Namespace, study: Study, layout: Layout) -> Iterator[str]:
     """Submits a study, or shows what would be submitted.
 
     Args:
-        given: what `add_options` has read.
+        given: the options of the verb.
         study: the study.
         layout: its folder.
 
@@ -50,7 +36,7 @@ def run_submit(given: argparse.Namespace, study: Study, layout: Layout) -> Itera
         RunError: Slurm refuses, or cannot be reached.
     """
     site = load_site(given.site, _placeholders(given.set))
-    choice = Choice(stages=tuple(given.stage) or STAGE_NAMES, runs=tuple(given.only))
+    choice = Choice(stages=_stages(given.stage), runs=tuple(given.only))
     options = Options(choice, given.checkpoint_interval, given.strict)
     snapshot = take_snapshot(study, layout)
     done = submit(snapshot, layout, site, options, dry_run=given.dry_run)
@@ -60,6 +46,13 @@ def run_submit(given: argparse.Namespace, study: Study, layout: Layout) -> Itera
     if given.dry_run:
         yield from _cost(done, snapshot, layout, site)
         yield "nothing was written and nothing was sent"
+
+
+def _stages(named: list[str]) -> tuple[str, ...]:
+    unknown = [stage for stage in named if stage not in STAGE_NAMES]
+    if unknown:
+        raise StudyError(f"--stage {unknown[0]}: no such stage; there are: {', '.join(STAGE_NAMES)}")
+    return tuple(named) or STAGE_NAMES
 
 
 def _placeholders(pairs: list[str]) -> dict[str, str]:
