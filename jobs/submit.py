@@ -115,6 +115,7 @@ class _Submitting:
         self._slurm, self._dry_run, self._journal = slurm, dry_run, Journal(layout)
 
     def run(self) -> Submission:
+        """Sends what is neither done nor on its way; a dry run also works where Slurm does not answer."""
         notes: tuple[str, ...] = ()
         in_flight: dict[str, tuple[str, str]] = {}
         try:

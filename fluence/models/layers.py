@@ -38,6 +38,7 @@ class _GlobalNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Gradients of x [B, C, H, W], weight [C] and bias [C]; those of the last two are this share's alone."""
         x, weight, mean, variance, count = ctx.saved_tensors
         # With `train` off this is the gradient at fixed moments; the sums are those of this share.
         gradient, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
