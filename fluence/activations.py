@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fluence.allocator import keep_freed_memory
 from fluence.data.images import ResidentImages, rows_of_group, split_rows
 from fluence.errors import ArtifactError, Interrupted
 from fluence.layout import Layout, Run
@@ -61,6 +62,7 @@ def extract(spec: ExtractSpec, stop: Callable[[], bool] = lambda: False) -> None
         ArtifactError: weights or images are missing or damaged, a value is not finite, or the disk is full.
         Interrupted: `stop` answered True; what is done is kept.
     """
+    keep_freed_memory()
     extraction = _Extraction(spec)
     float32_layers: frozenset[str] = frozenset()
     while True:

@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from tqdm import tqdm
 
+from fluence.errors import UnwritableError
 from fluence.layout import Layout
 from fluence.store.files import explained
 from fluence.store.outcome import Outcome, read_progress, write_outcome
 from jobs.pipeline import STAGE, Task
 from jobs.plan import Planned, plan
 from jobs.snapshot import Snapshot
-from jobs.tasks import EXIT_INTERRUPTED, Execution, task_command
+from jobs.tasks import EXIT_INTERRUPTED, EXIT_WRONG, Execution, task_command
 
 _MOST_PLACES = 8
 _POLL_S = 0.1
@@ -116,7 +116,7 @@ class _Running:
         if None in codes:
             return None
         self._log.close()
-        return next((code for code in codes if code), 0)
+        return EXIT_WRONG if EXIT_WRONG in codes else next((code for code in codes if code), 0)
 
     def signal(self, number: int) -> None:
         """Sends a signal to every process of the task and to those they have started."""
@@ -146,12 +146,14 @@ class Pool:
         self._running: list[_Running] = []
         self._free_gpus = list(machine.gpus)
         self._stopped = False
+        self._unwritable = ""
 
     def run(self) -> tuple[Planned, ...]:
         """Runs until nothing is left to do or Ctrl-C; returns the final plan.
 
         Raises:
             KeyboardInterrupt: the user asked to stop; every process has ended, and what was done is kept.
+            UnwritableError: a task could write no more; the others were asked to stop, and what was done is kept.
         """
         with self._interruptible():
             bar = tqdm(unit="task", disable=None, leave=False, dynamic_ncols=True)
@@ -168,6 +170,8 @@ class Pool:
                     bar.n = bar.total - sum(entry.to_do for entry in planned)
                 bar.set_postfix_str(self._activity(), refresh=True)
             bar.close()
+        if self._unwritable:
+            raise UnwritableError(self._unwritable)
         if self._stopped:
             raise KeyboardInterrupt
         return planned
@@ -206,17 +210,24 @@ class Pool:
 
     def _note_end(self, running: _Running, code: int) -> None:
         task, seconds = running.task, time.time() - running.started
-        path = self._layout.outcome(task.stage, task.name)
-        if code < 0 and not self._stopped:
-            reason = f"ended by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -9 else "")
-            write_outcome(path, Outcome("failed", task.key, reason, task.section))
-        if code == EXIT_INTERRUPTED or self._stopped:
+        if code == EXIT_INTERRUPTED or (self._stopped and code != EXIT_WRONG):
             self._say(f"paused {task.label}")
             return
-        state = next(entry for entry in plan(self._tasks, self._layout) if entry.task.id == task.id)
+        state, log = self._state(task), self._layout.log(task.stage, task.name)
+        if code == EXIT_WRONG:
+            told = state.state == "failed"
+            self._unwritable = state.reason if told else f"{task.label} could write no more below {self._layout.root}"
+            self._stop()
+        elif code and state.to_do:
+            outcome = Outcome("failed", task.key, _how_it_ended(code), task.section)
+            write_outcome(self._layout.outcome(task.stage, task.name), outcome)
+            state = self._state(task)
         reason = "" if state.state == "done" else f": {state.reason}"
-        log = f" (log: {self._layout.log(task.stage, task.name)})" if state.state == "failed" else ""
-        self._say(f"{state.state:<6} {task.label} in {seconds:.0f} s{reason}{log}")
+        place = f" (log: {log})" if state.state == "failed" else ""
+        self._say(f"{state.state:<6} {task.label} in {seconds:.0f} s{reason}{place}")
+
+    def _state(self, task: Task) -> Planned:
+        return next(entry for entry in plan(self._tasks, self._layout) if entry.task.id == task.id)
 
     def _activity(self) -> str:
         texts = []
@@ -238,7 +249,7 @@ class Pool:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stop(self, number: int, _: FrameType | None) -> None:
+    def _stop(self, *_: object) -> None:
         insist = signal.SIGKILL if self._stopped else signal.SIGTERM
         self._stopped = True
         for running in self._running:
@@ -246,6 +257,13 @@ class Pool:
         if insist == signal.SIGTERM:
             signal.signal(signal.SIGALRM, lambda *_: [running.signal(signal.SIGKILL) for running in self._running])
             signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S)
+
+
+def _how_it_ended(code: int) -> str:
+    """In words, for a task that could leave none itself."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    return f"ended by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
 
 def _free_port() -> int:

@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fluence.errors import Diverged, FluenceError, Interrupted, LostProcess, Skipped
+from fluence.errors import Diverged, FluenceError, Interrupted, LostProcess, Skipped, UnwritableError
 from fluence.layout import Layout
+from fluence.store.files import no_space_explained
 from fluence.store.outcome import Outcome, Status, provenance, write_outcome, write_progress
 from fluence.study import Study
 from jobs.pipeline import STAGE, Task
@@ -107,7 +108,8 @@ def run_task(snapshot: Path, stage: str, name: str, execution: Execution, stop: 
         stop: asked again and again; when it answers True, the task saves its state and ends.
 
     Returns:
-        The exit code: 0 ended with an outcome that is no failure, 1 failed, 75 interrupted and to be started again.
+        The exit code: 0 ended with an outcome that is no failure, 1 failed, 2 failed because nothing more can be
+        written (then no other task can go on either), 75 interrupted and to be started again.
     """
     started = time.time()
     taken, layout = Snapshot.load(snapshot), Layout(snapshot.parents[2])
@@ -115,11 +117,16 @@ def run_task(snapshot: Path, stage: str, name: str, execution: Execution, stop: 
     task = planned_task(tasks, layout, stage, name).task
     context = Context(taken.study, layout, tasks, execution, stop)
     try:
-        result = BODIES[stage](task, context)
+        with no_space_explained(layout.root):
+            result = BODIES[stage](task, context)
         outcome = _outcome(task, "done", result, started, tasks)
     except Interrupted as interruption:
         print(interruption, flush=True)
         return EXIT_INTERRUPTED
+    except UnwritableError as error:
+        with contextlib.suppress(OSError, UnwritableError):  # log and outcome may lie on the same full disk
+            _note_end(_outcome(task, "failed", Result(str(error)), started, tasks), task, layout)
+        return EXIT_WRONG
     except FluenceError as error:
         if isinstance(error, LostProcess) and execution.starts_again:
             print(error, flush=True)
@@ -128,10 +135,15 @@ def run_task(snapshot: Path, stage: str, name: str, execution: Execution, stop: 
     except Exception as error:
         traceback.print_exc()
         outcome = _outcome(task, "failed", Result(f"{type(error).__name__}: {error}"), started, tasks)
+    _note_end(outcome, task, layout)
+    return EXIT_FAILED if outcome.status == "failed" else EXIT_DONE
+
+
+def _note_end(outcome: Outcome, task: Task, layout: Layout) -> None:
+    """Prints how the task ended and, in rank 0 or where it failed, writes it down."""
     print(f"{task.label}: {outcome.status}{': ' + outcome.reason if outcome.reason else ''}", flush=True)
     if os.environ.get("RANK", "0") == "0" or outcome.status == "failed":
-        write_outcome(layout.outcome(stage, name), outcome)
-    return EXIT_FAILED if outcome.status == "failed" else EXIT_DONE
+        write_outcome(layout.outcome(task.stage, task.name), outcome)
 
 
 def planned_task(tasks: tuple[Task, ...], layout: Layout, stage: str, name: str) -> Planned:

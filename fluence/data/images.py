@@ -113,7 +113,9 @@ class ResidentImages:
             images: positions, int64 [B], on the device.
             flip: which of them to mirror left to right, bool [B], on the device.
         """
-        pixels = self._pixels[images]
+        pixels = self._pixels.index_select(0, images)
         if flip is not None:
-            pixels = torch.where(flip[:, None, None, None], pixels.flip(2), pixels)
+            # With every bit of the mask set this is the mirrored image; `torch.where` is seven times slower on a CPU.
+            mask = flip.to(torch.uint8).neg()[:, None, None, None]
+            pixels ^= (pixels ^ pixels.flip(2)) & mask
         return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)

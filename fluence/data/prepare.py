@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.synchronize import Event
@@ -136,7 +137,8 @@ def _in_order(
     waiting: deque[Future[Prepared]] = deque()
     try:
         for chunk in chunks:
-            waiting.append(pool.submit(prepare, chunk, size_px, fit))
+            with _left_to_this_process():
+                waiting.append(pool.submit(prepare, chunk, size_px, fit))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -149,17 +151,25 @@ def _in_order(
         ) from error
 
 
+@contextmanager
+def _left_to_this_process() -> Iterator[None]:
+    """Ctrl-C and Slurm's signal wait for the end of the block, and never reach a process that is started in it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # ── Inside a worker ──────────────────────────────────────────────────────────────────────────────────────────────
 
 _interrupted: Event | None = None
 
 
 def _start_worker(interrupted: Event) -> None:
-    """Leaves Ctrl-C and Slurm's signal to the parent, which says when to stop, and ends when the parent is gone."""
+    """Lets the parent say when to stop, and ends when the parent is gone."""
     global _interrupted
     _interrupted = interrupted
-    for number in (signal.SIGINT, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

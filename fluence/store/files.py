@@ -7,8 +7,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +30,16 @@ _ADVICE = {
 }
 
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path, only: Container[int] = _ADVICE) -> Iterator[None]:
     """Turns an operating system's refusal to write `path` into one clear line.
+
+    Args:
+        path: what is written.
+        only: the error numbers that are turned.
 
     Raises:
         UnwritableError: the disk is full, the quota is used up, or the place is not writable.
@@ -40,10 +47,14 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0)
-        if advice is None:
+        if error.errno not in only:
             raise
-        raise UnwritableError(f"{path}: {advice}") from error
+        raise UnwritableError(f"{path}: {_ADVICE[error.errno]}") from error
+
+
+def no_space_explained(folder: Path) -> AbstractContextManager[None]:
+    """`explained` for work of every kind below a folder: lack of space is the only refusal that must be a writer's."""
+    return explained(folder, _NO_SPACE)
 
 
 @contextmanager
@@ -86,7 +97,7 @@ def reserve(path: Path, num_bytes: int) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         refused = _libc().fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(num_bytes)) != 0
-        if refused and ctypes.get_errno() in (errno.ENOSPC, errno.EDQUOT):
+        if refused and ctypes.get_errno() in _NO_SPACE:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
     finally:
         os.close(descriptor)

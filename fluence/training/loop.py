@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluence.allocator import keep_freed_memory
 from fluence.data.sampling import Sampler, Share, share_of
 from fluence.errors import Diverged, Interrupted
 from fluence.losses import Objective
@@ -54,6 +55,7 @@ def train(
         StudyError: settings that do not go together with the images or the machine.
         ArtifactError: a file is missing, damaged, or cannot be written.
     """
+    keep_freed_memory()
     ranks = ranks or Ranks.from_environment()
     data = load_images(spec, ranks)
     with Team.joined(ranks) as team, reproducible(spec.run.seed, ranks.device):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fluence.errors import UnwritableError
 from fluence.layout import Layout
 from fluence.study import Study
 from jobs import pool
@@ -33,6 +34,7 @@ from pathlib import Path
 from jobs.pipeline import output_of
 from jobs.plan import plan
 from jobs.snapshot import Snapshot
+from fluence.errors import UnwritableError
 from fluence.layout import Layout
 from fluence.store.outcome import Outcome, write_outcome
 snapshot, stage, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -162,3 +164,25 @@ def test_places_default_to_gpus_or_cores(monkeypatch: pytest.MonkeyPatch) -> Non
     gpu = Machine.detect(2, None)
     assert (gpu.gpus, gpu.processes, gpu.places) == (("0", "1", "2", "3"), 2, 4)
     assert Machine.detect(2, 1).places == 2
+
+
+def test_a_full_disk_ends_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task that met it could not even write down how it ended; the others are asked to stop, and none starts."""
+    extra = (
+        "if stage == 'train':\n"
+        "    time.sleep(0.5) if row['name'].startswith('small-all-s0') else time.sleep(60)\n"
+        "    sys.exit(2)"
+    )
+    started = time.monotonic()
+    with pytest.raises(UnwritableError, match="train small-all-s0 could write no more below"):
+        run_pool(tmp_path, Machine(2, (), processes=1, places=2), monkeypatch, extra)
+    assert time.monotonic() - started < 40
+    assert not list((tmp_path / "train").rglob("*.outcome.json"))
+
+
+def test_a_task_that_dies_without_a_word_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = "sys.exit(3) if stage == 'train' else None"
+    planned, _, said = run_pool(tmp_path, Machine(2, (), processes=1, places=2), monkeypatch, extra)
+    training = [entry for entry in planned if entry.task.stage == "train"]
+    assert {(entry.state, entry.reason) for entry in training} == {("failed", "ended with exit code 3")}
+    assert sum(line.startswith("start  train") for line in said) == 3
