@@ -113,6 +113,8 @@ class _Extraction:
 
     def _write_rated(self, writer: ActivationWriter, recorder: Recorder, stop: Callable[[], bool]) -> None:
         total = len(self._rated)
+        if writer.rows_done:
+            print(f"{self._spec.run.label} continues at image {writer.rows_done} of {total}", flush=True)
         rows = np.arange(writer.rows_done, total)
         for offset, values, probes in self._blocks(self._rated, rows, recorder):
             writer.write_block(int(rows[offset]), values, probes)

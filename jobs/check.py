@@ -5,64 +5,24 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from fluence.errors import FluenceError, Mistake, StudyError
+from fluence.errors import FluenceError, StudyError
 from fluence.layout import Layout
 from fluence.study import Analysis, LpipsLoss, Study
 from jobs.estimate import ALL, Estimate, estimate
+from jobs.findings import Finding, Findings, Level, Report, counted, findings_of
 from jobs.pipeline import datasets_in_use
 
 if TYPE_CHECKING:
     from fluence.data.manifest import Manifest
 
-Level = Literal["error", "warning", "ok"]
 _NUM_SAMPLED = 20
 _MOST_SHOWN = 5
 _SPARE = 1.2
 _FEW_RATED = 50  # below it only a correlation above .38 would be seen (R² > .145)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        level: `error` keeps the study from running; a `warning` is worth a thought; `ok` is as it should be.
-        key: the setting that it is about.
-        message: what was found.
-        hint: what to do, or an empty string.
-    """
-
-    level: Level
-    key: str
-    message: str
-    hint: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.level:<8} {self.key}: {self.message}" + (f" ({self.hint})" if self.hint else "")
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that was looked at, in order."""
-
-    findings: tuple[Finding, ...]
-
-    @property
-    def has_errors(self) -> bool:
-        """Whether the study cannot run as it is."""
-        return any(finding.level == "error" for finding in self.findings)
-
-    def __str__(self) -> str:
-        errors, warnings = (sum(f.level == level for f in self.findings) for level in ("error", "warning"))
-        return "\n".join([*map(str, self.findings), f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"])
-
-
-Findings = Iterator[Finding]
 
 
 def check(study: Study, layout: Layout, *, strict: bool = False) -> Report:
@@ -82,24 +42,11 @@ def check(study: Study, layout: Layout, *, strict: bool = False) -> Report:
     if training is not None:
         findings += _groups(study, training, rated)
     models = list(_models(study))
-    findings += [*models, *_weights(study), *_device(study), *_output(layout)]
+    findings += [*models, *look_for_weights(study), *_device(study), *_output(layout)]
     if rated is not None and training is not None and not Report(tuple(models)).has_errors:
         sizes = {**training.table["group"].value_counts(), ALL: len(training.table)}
         findings += _cost(estimate(study, sizes, len(rated.table)), layout)
     return Report(tuple(findings))
-
-
-def _errors(error: FluenceError, key: str) -> Findings:
-    """One finding for each mistake of an error; one that names its own setting keeps it."""
-    first, *_ = str(error).splitlines()
-    mistakes: tuple[Mistake, ...] = getattr(error, "mistakes", ())
-    if not mistakes:
-        named, colon, message = first.partition(": ")
-        own = colon and " " not in named and "." in named and "/" not in named
-        yield Finding("error", named, message) if own else Finding("error", key, first)
-    for mistake in mistakes:
-        place = f"line {mistake.line}: " if mistake.line else ""
-        yield Finding("error", key, f"{place}{mistake.key}: {mistake.message}", mistake.hint)
 
 
 # ── Data ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -115,7 +62,7 @@ def _read(study: Study) -> tuple[dict[str, Manifest], list[Finding]]:
         try:
             manifests[name] = read_manifest(study.data.datasets[name], study.data)
         except FluenceError as error:
-            findings += _errors(error, f"data.datasets.{name}")
+            findings += findings_of(error, f"data.datasets.{name}")
     return manifests, findings
 
 
@@ -187,7 +134,7 @@ def _groups(study: Study, training: Manifest, rated: Manifest | None) -> Finding
             found = f"no training image is in group {group!r}; there are: {there}"
             yield Finding("error", "grid.groups", found, _nearest(group, list(sizes.index)))
         elif sizes[group] < study.data.min_group_size:
-            found = f"{group} has {_count(sizes[group], 'training image')}, fewer than data.min_group_size"
+            found = f"{group} has {counted(sizes[group], 'training image')}, fewer than data.min_group_size"
             yield Finding("warning", "grid.groups", f"{found} ({study.data.min_group_size}); its runs will be skipped")
         elif rated is not None and not (rated.table["group"] == group).any():
             hint = "`values` of a data set renames its groups"
@@ -216,11 +163,12 @@ def _models(study: Study) -> Findings:
             if study.record.layers != "encoder":
                 check_layers(model.architecture, study.record.layers)
         except StudyError as error:
-            found = [replace(finding, key=finding.key.replace("models.*", key)) for finding in _errors(error, key)]
+            found = [replace(finding, key=finding.key.replace("models.*", key)) for finding in findings_of(error, key)]
         yield from found or [Finding("ok", key, f"{model.kind}, {model.architecture}, width {model.width:g}")]
 
 
-def _weights(study: Study) -> Findings:
+def look_for_weights(study: Study) -> Findings:
+    """Whether the files that losses and probes need are on disk, where this process looks."""
     from fluence.losses.weights import RANDOM, find_weights
 
     wanted = {
@@ -257,15 +205,15 @@ def _device(study: Study) -> Findings:
         reason = "" if torch.version.cuda is None else f"; torch is built for CUDA {torch.version.cuda}"
         yield Finding("ok", "torch", f"{torch.__version__}, no GPU here{reason}; everything runs on the CPU")
     else:
-        yield _kernels(torch.cuda.get_device_capability(), torch.cuda.get_arch_list(), torch.__version__)
+        yield kernels_fit(torch.cuda.get_device_capability(), torch.cuda.get_arch_list(), torch.__version__)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         choose_precision(study.training, device)
     except StudyError as error:
-        yield from _errors(error, "training.precision")
+        yield from findings_of(error, "training.precision")
 
 
-def _kernels(capability: tuple[int, int], built_for: list[str], version: str) -> Finding:
+def kernels_fit(capability: tuple[int, int], built_for: list[str], version: str) -> Finding:
     """Code for sm_80 also runs on sm_86, never the other way round; PTX (compute_80) runs on anything later."""
     major, minor = capability
     own = [_number(arch) for arch in built_for if arch.startswith("sm_")]
@@ -283,13 +231,13 @@ def _number(arch: str) -> tuple[int, int]:
     return int(digits[:-1]), int(digits[-1])
 
 
-def _existing(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
     """A folder, or the nearest one above it that exists."""
     return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _output(layout: Layout) -> Findings:
-    place = _existing(layout.root)
+    place = nearest_existing(layout.root)
     try:
         with tempfile.TemporaryFile(dir=place):
             yield Finding("ok", "output", f"{layout.root}")
@@ -300,7 +248,7 @@ def _output(layout: Layout) -> Findings:
 
 def _cost(cost: Estimate, layout: Layout) -> Findings:
     parts = ", ".join(f"{kind} {gb:.2g}" for kind, gb in cost.disk_gb.items())
-    free = shutil.disk_usage(_existing(layout.root)).free / 1e9
+    free = shutil.disk_usage(nearest_existing(layout.root)).free / 1e9
     needed = f"about {cost.total_gb:.2g} GB ({parts}); {free:.3g} GB are free"
     if cost.total_gb * _SPARE > free:
         yield Finding("error", "disk", needed, "free some space, or choose another folder with --output")
@@ -313,7 +261,7 @@ def _cost(cost: Estimate, layout: Layout) -> Findings:
     longest = max(cost.runs, key=lambda run: run.hours)
     speed = f"at {cost.gflops_per_s:.2g} GFLOP/s on {cost.device}, an order of magnitude"
     yield Finding(
-        "ok", "time", f"about {_duration(cost.total_hours)} for {_count(num_runs, 'run')} one after the other, up to "
+        "ok", "time", f"about {_duration(cost.total_hours)} for {counted(num_runs, 'run')} one after the other, up to "
         f"{_duration(longest.hours)} each ({longest.model}, {longest.group}); {speed}",
     )  # fmt: skip
 
@@ -322,7 +270,3 @@ def _duration(hours: float) -> str:
     if hours < 1 / 60:
         return "a minute"
     return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.2g} hours" if hours < 100 else f"{hours:,.0f} hours"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,10 @@ a first study:
   fluence check animals.yaml      see what is wrong with it, all at once
   fluence run animals.yaml        run it here; run it again after any interruption
   fluence status animals.yaml     see how far it is
+
+on a cluster, in place of run:
+  fluence doctor animals.yaml --site jean-zay-v100    find what would go wrong
+  fluence submit animals.yaml --site jean-zay-v100    hand it to Slurm; again after anything went wrong
 """
 
 
@@ -85,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_study(cost)
     cost.add_argument("--json", action="store_true", help="for programs")
     cost.set_defaults(act=_cost)
+    doctor = verbs.add_parser("doctor", help="find what would go wrong on a cluster tonight")
+    _add_study(doctor, optional=True)
+    _add_site(doctor)
+    doctor.add_argument("--no-jobs", action="store_true", help="look from here only, send no job to the nodes")
+    doctor.add_argument("--wait", type=_minutes, default=5.0, metavar="MINUTES", help="for these jobs (default: 5)")
+    doctor.set_defaults(act=_doctor)
     report = verbs.add_parser("report", help="analyse and report whatever is done, and name what is missing")
     _add_study(report)
     report.set_defaults(act=_report)
@@ -99,13 +109,17 @@ def _add_study(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     )
 
 
+def _add_site(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--site", required=True, metavar="SITE", help="a name in sbatch_templates, or a folder")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="fill in {NAME} of the site")
+
+
 def _add_submit_options(submit: argparse.ArgumentParser) -> None:
-    submit.add_argument("--site", required=True, metavar="SITE", help="a name in sbatch_templates, or a folder")
+    _add_site(submit)
     submit.add_argument(
         "--stage", action="append", default=[], metavar="STAGE", help="only this stage; may be repeated"
     )
     submit.add_argument("--only", nargs="+", action="extend", default=[], metavar="RUN", help="only these runs")
-    submit.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="fill in {NAME} of the site")
     submit.add_argument("--dry-run", action="store_true", help="print scripts, tasks, hours and disk; send nothing")
     submit.add_argument("--strict", action="store_true", help="take any unusable or duplicate image for an error")
     submit.add_argument("--checkpoint-interval", type=_seconds, default=600.0, metavar="SECONDS", help="default: 600")
@@ -123,6 +137,9 @@ def _seconds(text: str) -> float:
     if number <= 0:
         raise argparse.ArgumentTypeError("must be more than 0")
     return number
+
+
+_minutes = _seconds
 
 
 def _load(given: argparse.Namespace) -> tuple[Study, Layout]:
@@ -204,6 +221,29 @@ def _submit(given: argparse.Namespace) -> int:
         for line in run_submit(given, study, layout):
             _say(line)
     return 0
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from jobs.doctor import Doctor
+    from jobs.findings import Finding, Report
+    from jobs.sites import load_site, placeholders
+
+    site = load_site(given.site, placeholders(given.set))
+    study, layout = _load(given) if given.study else (None, Layout((given.output or _base()).absolute()))
+    examination, findings = Doctor(site, layout, study), list[Finding]()
+
+    def show(some: Iterable[Finding]) -> None:
+        for finding in some:
+            findings.append(finding)
+            print(finding, flush=True)
+
+    show(examination.from_here())
+    if not given.no_jobs:
+        _say(f"asking the nodes, with a job for each class; this takes up to {given.wait:g} minutes")
+        show(examination.from_nodes(given.wait * 60))
+    report = Report(tuple(findings))
+    print(report.count)
+    return 2 if report.has_errors else 0
 
 
 def _read_manifests(snapshot: Snapshot, layout: Layout) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,18 @@ class Site:
         file = self.resources[name].file
         return [*(["source /etc/profile"] if file.is_login_shell else []), *file.prologue]
 
-    def script(self, name: ResourceClass, command: str = "true") -> str:
-        """The file as an sbatch script of its own, placeholders filled in; what `sbatch --test-only` may judge."""
+    def script(self, name: ResourceClass, command: str = "true", own: Mapping[str, str] | None = None) -> str:
+        """The file as an sbatch script of its own, placeholders filled in; what `sbatch --test-only` may judge.
+
+        Args:
+            name: the class.
+            command: what comes after the prologue.
+            own: options that go before those of the file.
+        """
         file = self.resources[name].file
         options = [
             f"#SBATCH --{option}" + ("" if value is None else f"={shlex.quote(value)}")
-            for option, value in self.resources[name].directives.items()
+            for option, value in {**self.resources[name].directives, **(own or {})}.items()
         ]
         shebang = "#!/bin/bash -l" if file.is_login_shell else "#!/bin/bash"
         return "\n".join([shebang, *options, "", *file.prologue, command, ""])
@@ -94,20 +100,19 @@ def site_names() -> list[str]:
     return sorted(path.name for path in TEMPLATES.iterdir() if path.is_dir())
 
 
-def load_site(name_or_path: str, placeholders: Mapping[str, str] | None = None) -> Site:
+def load_site(name_or_path: str, values: Mapping[str, str] | None = None) -> Site:
     """Reads a site and finds everything that contradicts itself in it.
 
     Args:
         name_or_path: one of `site_names`, or the path of a folder (with a `/` in it).
-        placeholders: values for `{name}` in the files; they go before those of the user's settings.
+        values: what stands for `{name}` in the files; they go before those of the user's settings.
 
     Raises:
         StudyError: there is no such site, a file is missing or not readable, a placeholder is unset, or the files
             contradict themselves; all of it at once, each with its file and line.
     """
     folder = _folder(name_or_path)
-    values = placeholders_for(folder.name, placeholders or {})
-    files, mistakes = _read_files(folder, values)
+    files, mistakes = _read_files(folder, placeholders_for(folder.name, values or {}))
     resources = {}
     for name, file in files.items():
         finder = Finder(name, file)
@@ -118,6 +123,21 @@ def load_site(name_or_path: str, placeholders: Mapping[str, str] | None = None) 
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
         raise StudyError(f"site {folder.name}: {count} in {folder}", tuple(mistakes))
     return Site(folder.name, folder, resources)
+
+
+def placeholders(pairs: Iterable[str]) -> dict[str, str]:
+    """Values of placeholders as the command line gives them, `NAME=VALUE`.
+
+    Raises:
+        StudyError: a pair is none.
+    """
+    values = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not value or not name.isidentifier():
+            raise StudyError(f"--set {pair}: write NAME=VALUE, for example --set account=my_group")
+        values[name] = value
+    return values
 
 
 def _folder(name_or_path: str) -> Path:

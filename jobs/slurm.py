@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
@@ -258,6 +259,20 @@ class Slurm:
         self.forget()
         return job
 
+    def would_start(self, script: str) -> str:
+        """When a script would start, in words; nothing is submitted.
+
+        Raises:
+            NoAnswer: sbatch would refuse it, with its words.
+        """
+        with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as file:
+            file.write(script)
+            file.flush()
+            answer = self._run(["sbatch", "--test-only", file.name], 60.0)
+        if answer.code != 0:
+            raise NoAnswer(" ".join(answer.err.split()) or f"sbatch: exit code {answer.code}")
+        return _start_in_words(answer.err + answer.out, self._now())
+
     def requeue(self, job: str) -> None:
         """Puts a job back in the queue under its own id; one that is there already is left alone.
 
@@ -290,6 +305,24 @@ def _account_arguments(known: Collection[str], lost: Collection[str], wanted: Wa
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(max(wanted.since - 60, 0)))
         return [*arguments, f"--user={users}", f"--starttime={since}"]
     return [*arguments, f"--jobs={','.join(sorted(known))}"]
+
+
+def _start_in_words(said: str, now: float) -> str:
+    """When a job would start, from what `sbatch --test-only` says."""
+    found = re.search(r"to start at (\S+)", said)
+    if not found:
+        return "it does not say when one would start"
+    try:
+        wait_min = (float(found[1]) - now) / 60
+    except ValueError:
+        return f"one would start at {found[1]}"
+    if wait_min < 2:
+        return "one would start at once"
+    return (
+        f"one would start in {wait_min:.0f} minutes"
+        if wait_min < 120
+        else f"one would start in {wait_min / 60:.0f} hours"
+    )
 
 
 def _base(element: str) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO
 
 from fluence.errors import StudyError
 from fluence.layout import Layout
@@ -22,35 +23,43 @@ _FRESH_S = 60.0
 
 @contextmanager
 def locked(layout: Layout) -> Iterator[None]:
-    """Holds the study's folder for one `fluence run`.
+    """Holds the study's folder for one `fluence run`, `submit` or `report`.
+
+    Where the file system has no locks, nothing is held; `fluence doctor` says so.
 
     Raises:
-        StudyError: another `fluence run` holds it.
-        ArtifactError: the folder is not writable.
+        StudyError: another one holds it.
+        UnwritableError: the folder is not writable.
     """
     with explained(layout.root):
         layout.lock.parent.mkdir(parents=True, exist_ok=True)
         file = layout.lock.open("a")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not _hold(file, fcntl.LOCK_EX):
             raise StudyError(
-                f"{layout.root}: another `fluence run` is at work there; wait for it, or give another --output"
-            ) from error
+                f"{layout.root}: another fluence is at work there; wait until it ends, or give another --output"
+            )
         yield
 
 
 def is_locked(layout: Layout) -> bool:
-    """Whether a `fluence run` is at work in the folder."""
+    """Whether somebody holds the folder."""
     try:
-        with layout.lock.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
+        with layout.lock.open() as file:
+            return not _hold(file, fcntl.LOCK_SH)
     except OSError:
+        return False
+
+
+def _hold(file: IO[str], how: int) -> bool:
+    """Takes a file's lock; False if somebody else has it."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # there are no locks here
         return True
-    return False
+    return True
 
 
 @dataclass(frozen=True)

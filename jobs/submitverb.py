@@ -12,7 +12,7 @@ from fluence.study import Study
 from jobs.batches import STAGE_NAMES, Choice
 from jobs.estimate import ALL, Estimate, estimate
 from jobs.pipeline import Task, datasets_in_use
-from jobs.sites import Site, load_site
+from jobs.sites import Site, load_site, placeholders
 from jobs.snapshot import Snapshot, take_snapshot
 from jobs.submit import Options, Sent, Submission, submit
 
@@ -35,7 +35,7 @@ def run_submit(given: argparse.Namespace, study: Study, layout: Layout) -> Itera
         StudyError: an option, the site or the study is wrong.
         RunError: Slurm refuses, or cannot be reached.
     """
-    site = load_site(given.site, _placeholders(given.set))
+    site = load_site(given.site, placeholders(given.set))
     choice = Choice(stages=_stages(given.stage), runs=tuple(given.only))
     options = Options(choice, given.checkpoint_interval, given.strict)
     snapshot = take_snapshot(study, layout)
@@ -53,16 +53,6 @@ def _stages(named: list[str]) -> tuple[str, ...]:
     if unknown:
         raise StudyError(f"--stage {unknown[0]}: no such stage; there are: {', '.join(STAGE_NAMES)}")
     return tuple(named) or STAGE_NAMES
-
-
-def _placeholders(pairs: list[str]) -> dict[str, str]:
-    values = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not value or not name.isidentifier():
-            raise StudyError(f"--set {pair}: write NAME=VALUE, for example --set account=my_group")
-        values[name] = value
-    return values
 
 
 def _scripts(done: Submission) -> Iterator[str]:

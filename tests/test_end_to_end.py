@@ -265,4 +265,4 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "out")
     with locked(layout):
         message = fluence("run", str(study), "--output", str(layout.root), expect=2)
-    assert "another `fluence run` is at work there" in message
+    assert "another fluence is at work there" in message

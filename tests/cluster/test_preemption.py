@@ -12,7 +12,8 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,16 +21,19 @@ import h5py
 import pandas as pd
 import pytest
 
+from fluence.errors import RunError
 from fluence.layout import Layout
-from fluence.store.outcome import read_outcome
+from fluence.store.files import read_json
+from fluence.store.outcome import read_outcome, read_progress
 from fluence.store.weights import read_weights
 from fluence.studyfile import parse_study
 from jobs.batches import Choice
 from jobs.journal import Batch, Journal
 from jobs.plan import plan
 from jobs.sites import Site, load_site
-from jobs.slurm import Slurm
+from jobs.slurm import Answer, NoAnswer, Slurm, run_command
 from jobs.snapshot import Snapshot, take_snapshot
+from jobs.starts import MOST_STARTS
 from jobs.submit import Options, Submission, submit
 from tests.cluster import processes
 from tests.cluster.cluster import Cluster
@@ -230,10 +234,14 @@ def _run_undisturbed(
         os.environ.update(before)
 
 
-def twin(of: Study, folder: Path) -> Study:
-    """The same study in another folder, with its images packed already."""
-    shutil.copytree(of.layout.packed("faces").parent, folder / "packed")
-    shutil.copytree(of.layout.outcome("pack", "faces").parent, folder / "tasks" / "pack")
+FOLDERS = {"pack": "packed", "train": "runs", "extract": "activations"}
+
+
+def twin(of: Study, folder: Path, done: tuple[str, ...] = ("pack",)) -> Study:
+    """The same study in another folder, with its first stages done already."""
+    for stage in done:
+        shutil.copytree(of.layout.root / FOLDERS[stage], folder / FOLDERS[stage])
+        shutil.copytree(of.layout.outcome(stage, "any").parent, folder / "tasks" / stage)
     return Study(of.cluster, Layout(folder), of.snapshot, of.site)
 
 
@@ -389,19 +397,142 @@ def test_one_of_two_processes_is_killed(
 # ── Extraction and measuring ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("stage", ["extract", "measure"])
-def test_interrupted_in_a_later_stage(slurm_cluster: Cluster, undisturbed: Study, tmp_path: Path, stage: str) -> None:
-    """The signal comes again and again until it meets the task at work; then the task starts again, once."""
-    study = twin(undisturbed, tmp_path / "study")
-    study.submit()
-    job = study.job(stage)
+class Held:
+    """The process of a later stage's first task, stopped in the middle of its work: it has something to lose."""
 
-    def interrupted() -> bool:
-        study.cluster.run("scancel", "--signal=USR2", job, check=False)
-        return study.cluster.job(job)["Restarts"] == "1"
+    def __init__(self, study: Study, stage: str) -> None:
+        self._study, self._stage, self.job = study, stage, study.job(stage)
+        study._until(lambda: study.cluster.job(self.job)["JobState"] == "RUNNING", 120, "it does not start")
+        study._until(self._is_there, 60, "its process does not come")
+        self.pid = rank_process(study, stage, 0).pid
+        study._until(self._has_something_to_lose, 60, "it does not come to its work")
 
-    study._until(lambda: study.cluster.job(job)["JobState"] == "RUNNING", 120, "it does not start")
-    study._until(interrupted, 60, "it is not told")
+    def _is_there(self) -> bool:
+        try:
+            return bool(rank_process(self._study, self._stage, 0))
+        except StopIteration:
+            return False
+
+    def _has_something_to_lose(self) -> bool:
+        """Lets it go on for a moment, and looks: a block of images is written, or the activations are being read."""
+        os.kill(self.pid, signal.SIGCONT)
+        time.sleep(0.02)
+        os.kill(self.pid, signal.SIGSTOP)
+        run = self._study.runs[0]
+        if self._stage == "extract":
+            task = next(task for task in self._study.snapshot.tasks if task.id == f"extract/{run}")
+            progress = read_progress(self._study.layout.progress("extract", run), task.key)
+            return progress is not None and 0 < progress.fraction < 1
+        opened = [os.readlink(link) for link in Path(f"/proc/{self.pid}/fd").iterdir() if link.is_symlink()]
+        return str(self._study.layout.activations(run)) in opened
+
+    def let_go(self) -> None:
+        """If it is still there."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGCONT)
+
+
+def _preempted(study: Study, held: Held) -> None:
+    node = study.cluster.job(held.job)["NodeList"]
+    study.cluster.sbatch(*URGENT, "--exclusive", f"--nodelist={node}")
+    study._until(lambda: study.cluster.job(held.job)["PreemptTime"] != "None", 60, "it is not preempted")
+
+
+def _requeued_by_hand(study: Study, held: Held) -> None:
+    study.cluster.scontrol("requeue", held.job)
+
+
+def _cancelled(study: Study, held: Held) -> None:
+    study.cluster.run("scancel", held.job)
+    held.let_go()
     study.wait()
-    assert study.history(stage) == ["REQUEUED", "COMPLETED"]
+    study.submit()
+
+
+def _killed(study: Study, held: Held) -> None:
+    os.kill(held.pid, signal.SIGKILL)
+
+
+def _on_a_lost_node(study: Study, held: Held) -> None:
+    node = study.cluster.job(held.job)["NodeList"]
+    study.cluster.stop_node(node)
+    study.cluster.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    study.cluster.start_node(node)
+
+
+def _at_its_time_limit(study: Study, held: Held) -> None:
+    study.cluster.end_in(held.job, 58)
+    study._until(lambda: int(study.cluster.job(held.job)["Restarts"]) > 0, 90, "it is not told")
+
+
+AGAIN = ["REQUEUED", "COMPLETED"]
+BLOWS = {
+    _preempted: AGAIN,
+    _requeued_by_hand: AGAIN,
+    _cancelled: ["COMPLETED"],
+    _killed: AGAIN,
+    _on_a_lost_node: ["NODE_FAIL", "COMPLETED"],
+    _at_its_time_limit: AGAIN,
+}
+
+
+@pytest.mark.parametrize("blow", BLOWS, ids=lambda blow: blow.__name__[1:])
+@pytest.mark.parametrize("stage", ["extract", "measure"])
+def test_a_later_stage(
+    slurm_cluster: Cluster, undisturbed: Study, tmp_path: Path, stage: str, blow: Callable[[Study, Held], None]
+) -> None:
+    """Whatever ends it in the middle of its work: it goes on, and the result is the same."""
+    done = OF_RUNS[: OF_RUNS.index(stage)]
+    study = twin(undisturbed, tmp_path / "study", done)
+    study.submit()
+    held = Held(study, stage)
+    blow(study, held)
+    held.let_go()
+    study.wait()
+    assert study.history(stage, runs=len(BLOWS[blow])) == BLOWS[blow]
+    if stage == "extract":
+        assert len(re.findall(r"continues at image \d+ of 400", study.log(stage))) == 1
+    assert study.result() == undisturbed.result()
+
+
+# ── Giving up, and a lost answer ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_task_that_never_gets_anywhere_is_given_up(
+    slurm_cluster: Cluster, undisturbed: Study, tmp_path: Path
+) -> None:
+    """Killed again and again before its first checkpoint: a failure, and not a job that starts for ever."""
+    study = twin(undisturbed, tmp_path / "study", OF_RUNS[:2])
+    study.submit(stages=("extract",))
+    run, starts = study.runs[0], study.layout.starts("extract", study.runs[0])
+    for number in range(1, MOST_STARTS + 1):
+        study._until(lambda n=number: starts.exists() and read_json(starts)["starts"] == n, 90, "it does not start")
+        os.kill(rank_process(study, "extract", 0).pid, signal.SIGKILL)
+    study.wait()
+    outcome = read_outcome(study.layout.outcome("extract", run))
+    assert outcome is not None
+    assert outcome.reason == f"gave up after {MOST_STARTS} starts in a row without a new checkpoint"
+    states = study.history("extract", runs=MOST_STARTS + 1)
+    assert states == ["REQUEUED"] * MOST_STARTS + ["FAILED"]
+
+
+def test_an_answer_of_sbatch_that_is_lost(slurm_cluster: Cluster, undisturbed: Study, tmp_path: Path) -> None:
+    """sbatch takes the trainings, but its answer never comes: the next submission finds them and sends the rest."""
+    study = twin(undisturbed, tmp_path / "study")
+
+    def losing(arguments: Sequence[str], timeout_s: float) -> Answer:
+        answer = run_command(arguments, timeout_s)
+        if arguments[0] == "sbatch":
+            raise NoAnswer("sbatch did not answer within 120 s")
+        return answer
+
+    with pytest.raises(RunError, match="did not answer"):
+        options = Options(choice=Choice(stages=OF_RUNS), checkpoint_interval_s=2.0)
+        submit(study.snapshot, study.layout, study.site, options, Slurm(study.layout.slurm_answers, losing))
+    again = study.submit()
+    assert [sent.draft.stage for sent in again.sent] == ["extract", "measure"]
+    assert study.submit().sent == ()
+    study.wait()
+    names = study.cluster.run("sacct", "--allocations", "--noheader", "--parsable2", "--format=JobName").stdout.split()
+    assert sum(name == f"{study.batch('train').token}-train" for name in names) == 2
     assert study.result() == undisturbed.result()

@@ -16,7 +16,8 @@ from fluence.layout import Layout
 from fluence.losses.weights import IMAGENET_FILES
 from fluence.study import Study
 from jobs import check as check_module
-from jobs.check import Finding, Report, check
+from jobs.check import check
+from jobs.findings import Finding, Report
 
 GROUPS = (("asian", "female"), ("asian", "male"), ("black", "female"))
 
@@ -269,7 +270,7 @@ def test_random_weights_are_a_warning(place: Place) -> None:
     ],
 )
 def test_whether_torch_has_code_for_the_gpu(capability: tuple[int, int], built_for: list[str], fits: bool) -> None:
-    finding = check_module._kernels(capability, built_for, "2.x")
+    finding = check_module.kernels_fit(capability, built_for, "2.x")
     assert finding.level == ("ok" if fits else "error")
     assert f"sm_{capability[0]}{capability[1]}" in finding.message
 

@@ -71,7 +71,7 @@ def test_the_folder_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
     assert not is_locked(layout)
     with locked(layout):
         assert is_locked(layout)
-        with pytest.raises(StudyError, match="another `fluence run`"), locked(layout):
+        with pytest.raises(StudyError, match="another fluence is at work"), locked(layout):
             pass
     assert not is_locked(layout)
 

@@ -1,0 +1,196 @@
+"""The jobs of `fluence doctor`: one for each class of nodes, and what their answers mean."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from fluence.layout import Layout
+from fluence.store.files import write_text
+from jobs.check import kernels_fit
+from jobs.code import freeze_code
+from jobs.findings import Finding, Findings
+from jobs.nodeprobe import NodeView, read_view
+from jobs.resources import CLASSES, ResourceClass, Resources
+from jobs.sites import Site
+from jobs.slurm import NoAnswer, Slurm
+
+_SKEW_S, _BAD_SKEW_S = 5.0, 120.0  # munge refuses messages that are 300 s off
+_PROBE_MIN = 10
+_POLL_S, _ASK_S = 1.0, 15.0
+_LOCKS_OFF = "write `export HDF5_USE_FILE_LOCKING=FALSE` below the directives of the site's files"
+
+
+class Probes:
+    """The jobs of one examination.
+
+    Args:
+        site: the cluster.
+        slurm: how Slurm is reached.
+        folder: where scripts and answers go.
+    """
+
+    def __init__(self, site: Site, slurm: Slurm, folder: Path) -> None:
+        self._site, self._slurm, self._folder = site, slurm, folder
+        self._copy = freeze_code(Layout(folder))
+        self._jobs: dict[ResourceClass, str] = {}
+        self._gone: set[ResourceClass] = set()
+
+    def send(self) -> Findings:
+        """Submits one job for each class."""
+        for name in CLASSES:
+            path = self._folder / f"{name}.sh"
+            write_text(path, self._script(name))
+            try:
+                self._jobs[name] = self._slurm.sbatch(path)
+            except NoAnswer as problem:
+                yield Finding("error", f"{name} node", f"no job can be sent there: {problem}")
+
+    def _script(self, name: ResourceClass) -> str:
+        """The site's file with its prologue, cut to a few minutes and one process."""
+        python = [sys.executable, "-m", "jobs.nodeprobe", str(self._folder), name]
+        lines = [
+            f"export PYTHONPATH={shlex.quote(str(self._copy))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            "export PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1",
+            f"cd {shlex.quote(str(self._folder))}",
+            shlex.join(python),
+        ]
+        own = {
+            "time": str(_PROBE_MIN),
+            "job-name": "fluence-doctor",
+            "output": str(self._folder / f"{name}.out"),
+            "nodes": "1",
+        }
+        return self._site.script(name, "\n".join(lines), own)
+
+    def answers(self, wait_s: float) -> Findings:
+        """What the nodes say, in the order in which they say it."""
+        deadline, asked = time.monotonic() + wait_s, time.monotonic()
+        waiting = dict(self._jobs)
+        try:
+            while waiting and time.monotonic() < deadline:
+                for name in list(waiting):
+                    seen = read_view(self._folder / f"{name}.json")
+                    if seen is not None:
+                        del waiting[name]
+                        yield from node_findings(name, self._site[name], seen, self._copy)
+                if waiting and time.monotonic() - asked > _ASK_S:
+                    asked = time.monotonic()
+                    yield from self._ended_without_a_word(waiting)
+                time.sleep(_POLL_S if waiting else 0)
+            for name, reason in self._queued(waiting).items():
+                found = f"the job did not start within {wait_s / 60:.0f} minutes ({reason}), and was withdrawn"
+                yield Finding("warning", f"{name} node", found, "type the same with --wait MINUTES when it is quieter")
+        finally:
+            with suppress(NoAnswer):
+                self._slurm.cancel(list(waiting.values()))
+
+    def _ended_without_a_word(self, waiting: dict[ResourceClass, str]) -> Findings:
+        """Jobs that were gone at the last look, too: what a node has written may take some seconds to show here."""
+        for name, state in self._queued(waiting).items():
+            if state or name not in self._gone:
+                self._gone = self._gone - {name} if state else self._gone | {name}
+                continue
+            del waiting[name]
+            output = self._folder / f"{name}.out"
+            words = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
+            found = f"the job has failed: {words[-1]}" if words else "the job has failed without a word"
+            hint = f"is {self._folder.parent} seen from the nodes?" if not words else reinstall()
+            yield Finding("error", f"{name} node", found, hint)
+
+    def _queued(self, waiting: Mapping[ResourceClass, str]) -> dict[ResourceClass, str]:
+        """What Slurm says of the jobs: their state and why they wait; empty if it knows them no more."""
+        if not waiting:
+            return {}
+        try:
+            said = self._slurm.call("squeue", "--noheader", f"--jobs={','.join(waiting.values())}", "--format=%i %T %r")
+        except NoAnswer as problem:
+            said = "" if "Invalid job id" in str(problem) else None
+            if said is None:
+                return dict.fromkeys(waiting, str(problem))
+        states = {job: state for job, _, state in (line.strip().partition(" ") for line in said.splitlines())}
+        return {name: states.get(job, "") for name, job in waiting.items()}
+
+
+def node_findings(name: ResourceClass, resources: Resources, seen: NodeView, copy: Path) -> Findings:
+    """What one node's view means."""
+    key, file = f"{name} node", resources.file.path
+    yield Finding("ok", key, f"{seen.host} can write to the folder; Python {seen.python}")
+    if not Path(seen.fluence).is_relative_to(copy.resolve()):
+        hint = f"no line of {file} may change PYTHONPATH after all"
+        yield Finding("error", key, f"imports {seen.fluence}, not the copy of the code", hint)
+    if seen.home and resources.caps.home_writable:
+        hint = (
+            f"write `#FLUENCE home=read-only` into {file}, and keep caches elsewhere: export XDG_CACHE_HOME, TORCH_HOME"
+        )
+        yield Finding("warning", key, f"cannot write to {seen.home}", hint)
+    yield from hdf5_finding(seen.hdf5, key)
+    yield from clock_finding(seen.clock_ahead_s, key, seen.host)
+    yield from _requeue(key, resources, seen)
+    yield from _torch(key, resources, seen)
+    for problem in seen.weights:
+        yield Finding(
+            "error", key, problem, "put the file where the nodes see it; `fluence check` tells where it is sought"
+        )
+    if resources.caps.internet and not seen.internet:
+        yield Finding("warning", key, "cannot reach the internet", f"write `#FLUENCE internet=no` into {file}")
+
+
+def _requeue(key: str, resources: Resources, seen: NodeView) -> Findings:
+    says = resources.caps.requeue
+    if seen.requeue not in ("0", "1"):
+        found = f"Slurm does not answer there ({seen.requeue}); a job cannot ask to start again"
+        yield Finding("error", key, found, f"load Slurm's commands in the prologue of {resources.file.path}")
+    elif says and seen.requeue == "0":
+        hint = f"write `#FLUENCE requeue=no` into {resources.file.path}: a successor then goes on"
+        yield Finding("error", key, "Slurm has turned --requeue off", hint)
+
+
+def _torch(key: str, resources: Resources, seen: NodeView) -> Findings:
+    if not seen.torch[:1].isdigit():
+        yield Finding("error", key, f"torch cannot be imported: {seen.torch}", reinstall())
+        return
+    if not resources.gpus_per_node:
+        return
+    if seen.cuda:
+        yield Finding("error", key, f"its GPU does not work with torch {seen.torch}: {seen.cuda}", reinstall())
+    elif len(seen.gpus) < resources.gpus_per_node:
+        found = f"torch {seen.torch} sees {len(seen.gpus)} of {resources.gpus_per_node} GPUs"
+        yield Finding("error", key, found, "training would run on the CPU; look at --gres and at torch's build")
+    for capability in dict.fromkeys(seen.gpus):
+        major, minor = map(int, capability.split("."))
+        finding = kernels_fit((major, minor), seen.built_for, seen.torch)
+        yield Finding(finding.level, key, f"torch {finding.message}", finding.hint)
+
+
+def hdf5_finding(trouble: str, key: str) -> Findings:
+    """Whether HDF5 works in the folder.
+
+    Args:
+        trouble: why not; empty if it does.
+        key: who has tried.
+    """
+    if not trouble:
+        yield Finding("ok", key, "HDF5 files can be written, locked and read")
+    else:
+        yield Finding("error", key, f"HDF5: {trouble}", _LOCKS_OFF if "lock" in trouble else "")
+
+
+def clock_finding(ahead_s: float, key: str, who: str) -> Findings:
+    """Whether a machine's clock agrees with the file system's, by which files are dated."""
+    if abs(ahead_s) < _SKEW_S:
+        yield Finding("ok", key, f"the clock of {who} agrees with the file system's to {abs(ahead_s):.1f} s")
+        return
+    side = "ahead of" if ahead_s > 0 else "behind"
+    found = f"the clock of {who} is {abs(ahead_s):.0f} s {side} the file system's"
+    hint = "tell the administrators; times in `fluence status` are off by as much"
+    yield Finding("error" if abs(ahead_s) > _BAD_SKEW_S else "warning", key, found, hint)
+
+
+def reinstall() -> str:
+    """What to do about a Python that lacks something."""
+    return f"install fluence for {sys.executable} again, on a file system that the nodes see"
