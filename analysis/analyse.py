@@ -7,7 +7,7 @@ by its own group's model, and the general model of that seed scores the same poo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import joblib
@@ -155,9 +155,9 @@ def _tables(
     ridge = _stack("ridge", [result.ridge for result in results])
     return {
         "correlations": correlations,
-        "correlations_over_seeds": _correlations_over_seeds(correlations),
+        "correlations_over_seeds": _correlations_over_seeds(correlations, study.grid.seeds),
         "ridge": ridge,
-        "ridge_over_seeds": _ridge_over_seeds(ridge),
+        "ridge_over_seeds": _ridge_over_seeds(ridge, study.grid.seeds),
         "epsilon_sweep": _stack("epsilon_sweep", [result.epsilon_sweep for result in results]),
         "runs": _runs_table(runs),
         "coverage": _coverage(cells, samples, runs, rated, 1 - study.analysis.confidence),
@@ -173,20 +173,20 @@ def _stack(name: str, tables: list[pd.DataFrame]) -> pd.DataFrame:
 _BY_SCORER = ("model", "trained_on", "scorer", "subset")
 
 
-def _correlations_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+def _correlations_over_seeds(table: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
     by = [*_BY_SCORER, "layer", "metric", "estimator"]
     grouped = table.groupby(by, sort=False)
-    summed = over_seeds(table, by, ("estimate", "p_permutation", "p_adjusted"))
+    summed = over_seeds(table, by, ("estimate", "p_permutation", "p_adjusted"), seeds)
     return summed.assign(
         num_significant=grouped["significant"].sum().to_numpy(), family_size=grouped["family_size"].max().to_numpy()
     )
 
 
-def _ridge_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+def _ridge_over_seeds(table: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
     by = [*_BY_SCORER, "predictors", "estimator"]
     values = ("delta_r2", "r2_baseline", "r2_full", "r2_metrics", "p_delta", "p_delta_bh")
     family_size = table.groupby(by, sort=False)["family_size"].max().to_numpy()
-    return over_seeds(table, by, values).assign(family_size=family_size)
+    return over_seeds(table, by, values, seeds).assign(family_size=family_size)
 
 
 def _runs_table(runs: list[RunRow]) -> pd.DataFrame:

@@ -19,6 +19,7 @@ _WHERE: Columns = {
 }
 _WHERE_OVER_SEEDS: Columns = {name: text for name, text in _WHERE.items() if name != "seed"} | {
     "num_seeds": ("number of trainings with an estimate; the other columns sum up over them", "trainings"),
+    "missing_seeds": ("seeds of the study without an estimate: not done yet, or not possible; empty if none", ""),
     "n": ("number of images, the smallest over the seeds", "images"),
 }
 _TEST: Columns = {

@@ -285,19 +285,26 @@ def _mean_over(ratings: np.ndarray) -> np.ndarray:
     return np.where(seen, ratings, 0.0).sum(axis=1) / np.where(seen.any(axis=1), seen.sum(axis=1), np.nan)
 
 
-def over_seeds(table: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
+def over_seeds(
+    table: pd.DataFrame, by: Sequence[str], values: Sequence[str], planned: Sequence[int] = ()
+) -> pd.DataFrame:
     """Mean, standard deviation, smallest and largest value over trainings that differ only in their seed.
 
     Args:
         table: a row per seed.
         by: columns that tell the trainings apart but for their seed.
         values: columns to sum up, as `<value>_mean`, `_sd`, `_min`, `_max`; the sd of a single seed is NaN.
+        planned: seeds that there should be.
 
     Returns:
-        A row per combination of `by`, in their first order, with num_seeds (those with an estimate) and n (smallest).
+        A row per combination of `by`, in their first order, with num_seeds (those with an estimate), missing_seeds
+        (those planned without one, as text) and n (smallest).
     """
     grouped = table.groupby(list(by), sort=False, dropna=False)
     result = grouped.agg(num_seeds=(values[0], "count"), n=("n", "min"))
+    done = table.assign(seed=table["seed"].where(table[values[0]].notna())).groupby(list(by), sort=False, dropna=False)
+    missing = done["seed"].agg(lambda seeds: ", ".join(str(seed) for seed in planned if seed not in set(seeds)))
+    result.insert(1, "missing_seeds", missing)
     for value in values:
         for name, statistic in (("mean", "mean"), ("sd", "std"), ("min", "min"), ("max", "max")):
             result[f"{value}_{name}"] = grouped[value].agg(statistic)

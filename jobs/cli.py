@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_study(doctor, optional=True)
     _add_site(doctor)
     doctor.add_argument("--no-jobs", action="store_true", help="look from here only, send no job to the nodes")
-    doctor.add_argument("--wait", type=_minutes, default=5.0, metavar="MINUTES", help="for these jobs (default: 5)")
+    doctor.add_argument("--wait", type=_seconds, default=5.0, metavar="MINUTES", help="for these jobs (default: 5)")
     doctor.set_defaults(act=_doctor)
     report = verbs.add_parser("report", help="analyse and report whatever is done, and name what is missing")
     _add_study(report)
@@ -137,9 +137,6 @@ def _seconds(text: str) -> float:
     if number <= 0:
         raise argparse.ArgumentTypeError("must be more than 0")
     return number
-
-
-_minutes = _seconds
 
 
 def _load(given: argparse.Namespace) -> tuple[Study, Layout]:
@@ -224,23 +221,16 @@ def _submit(given: argparse.Namespace) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    from jobs.doctor import Doctor
+    from jobs.doctor import examine
     from jobs.findings import Finding, Report
     from jobs.sites import load_site, placeholders
 
     site = load_site(given.site, placeholders(given.set))
     study, layout = _load(given) if given.study else (None, Layout((given.output or _base()).absolute()))
-    examination, findings = Doctor(site, layout, study), list[Finding]()
-
-    def show(some: Iterable[Finding]) -> None:
-        for finding in some:
-            findings.append(finding)
-            print(finding, flush=True)
-
-    show(examination.from_here())
-    if not given.no_jobs:
-        _say(f"asking the nodes, with a job for each class; this takes up to {given.wait:g} minutes")
-        show(examination.from_nodes(given.wait * 60))
+    findings: list[Finding] = []
+    for finding in examine(site, layout, study, None if given.no_jobs else given.wait * 60, _say):
+        print(finding, flush=True)
+        findings.append(finding)
     report = Report(tuple(findings))
     print(report.count)
     return 2 if report.has_errors else 0

@@ -10,20 +10,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fluence.errors import UnwritableError
 from fluence.layout import Layout
 from fluence.store.files import explained, write_text
+from fluence.store.trial import hdf5_trouble
 from fluence.study import Study
 from jobs.check import kernels_fit, look_for_weights, nearest_existing
 from jobs.code import freeze_code
 from jobs.findings import Finding, Findings
 from jobs.jobscript import refuse_strange_folder
 from jobs.limits import room
-from jobs.nodeprobe import STUDY, clock_ahead_s, hdf5_trouble
+from jobs.nodeprobe import STUDY, clock_ahead_s
 from jobs.probes import Probes, clock_finding, hdf5_finding, reinstall
 from jobs.resources import CLASSES
 from jobs.sites import Site
@@ -32,6 +33,28 @@ from jobs.slurm import NoAnswer, Slurm
 _FEW_BYTES, _FEW_INODES = 20e9, 10_000
 _FILES_PER_RUN = 12
 _MODULES = "analysis.analyse, fluence.training, jobs.tasks"
+
+
+def examine(
+    site: Site, layout: Layout, study: Study | None, wait_s: float | None, say: Callable[[str], None]
+) -> Findings:
+    """A whole examination, finding by finding.
+
+    Args:
+        site: the cluster.
+        layout: the folder that results would go to.
+        study: what would run there, if that is known.
+        wait_s: how long to wait for the nodes' answers; None to send them no job.
+        say: called with one line when it takes long from here on.
+
+    Raises:
+        StudyError: the folder's path is not for Slurm.
+    """
+    doctor = Doctor(site, layout, study)
+    yield from doctor.from_here()
+    if wait_s is not None:
+        say(f"asking the nodes, with a job for each class; this takes up to {wait_s / 60:g} minutes")
+        yield from doctor.from_nodes(wait_s)
 
 
 class Doctor:

@@ -11,14 +11,13 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fluence.errors import ArtifactError
 from fluence.store.files import read_json, write_json, write_text
+from fluence.store.trial import hdf5_trouble, trial_path
 from jobs.slurm import NoAnswer, Slurm
 
 STUDY = "study.json"  # beside the answers: the study whose weights are looked for
@@ -93,33 +92,10 @@ def view(folder: Path) -> NodeView:
 
 def clock_ahead_s(folder: Path) -> float:
     """This machine's clock less the clock that stamps files in a folder, in seconds; negative if it is behind."""
-    with _scratch(folder, ".clock") as path:
+    with trial_path(folder, ".clock") as path:
         before = time.time()
         write_text(path, "")
         return (before + time.time()) / 2 - path.stat().st_mtime
-
-
-def hdf5_trouble(folder: Path) -> str:
-    """Why HDF5 cannot lock, write and read a file there; empty if it can."""
-    import h5py
-
-    with _scratch(folder, ".h5") as path:
-        try:
-            with h5py.File(path, "w") as file:
-                file["numbers"] = [1, 2, 3]
-            with h5py.File(path, "r") as file:
-                return "" if list(file["numbers"]) == [1, 2, 3] else "what was read is not what was written"
-        except OSError as error:
-            return str(error)
-
-
-@contextmanager
-def _scratch(folder: Path, suffix: str) -> Iterator[Path]:
-    path = folder / f"probe-{socket.gethostname()}-{os.getpid()}{suffix}"
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _home() -> str:

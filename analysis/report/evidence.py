@@ -31,7 +31,7 @@ TABLES = (
     "noise_ceiling",
     "data_dictionary",
 )
-_TEXTS = {"reason", "note", "missing_runs", "left_out", "unit", "meaning"}
+_TEXTS = {"reason", "note", "missing_runs", "missing_seeds", "left_out", "unit", "meaning"}
 _SAMPLES_SHOWN = 10
 _RUN_STAGES = ("train", "extract", "measure")
 _CURVE_COLUMNS = ["model", "group", "seed", "run_id", "phase", "epoch", "term", "value"]

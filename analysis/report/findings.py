@@ -19,8 +19,10 @@ from analysis.report.summary import (
     PREDICTOR_NAMES,
     Summary,
     error_names,
+    incomplete,
     metric_name,
     reported_metrics,
+    seeds_done,
     untrained_models,
 )
 
@@ -50,13 +52,14 @@ def key_items(evidence: Evidence, summary: Summary) -> list[Item]:
         "What the metrics add to the confounds.",
         f"Left: R² of the ratings, predicted out of fold from the confounds alone (diamond) and with all metrics of "
         f"all layers added (dot). Right: the difference with its {evidence.study.analysis.confidence:.0%} bootstrap "
-        f"interval; grey bars end where one in twenty shuffled data sets ends. Means over the seeds.",
+        f"interval; grey bars end where one in twenty shuffled data sets ends. Means over the seeds."
+        f"{incomplete(evidence, rows)}",
         figures.gain_over_confounds,
         rows,
         _ceiling(rows),
         _colours(evidence),
     )
-    return [picture, _ridge_table(rows, "The numbers of this figure", with_predictors=False)]
+    return [picture, _ridge_table(evidence, rows, "The numbers of this figure", with_predictors=False)]
 
 
 def metrics(evidence: Evidence, summary: Summary) -> Section:
@@ -89,7 +92,8 @@ def regression(evidence: Evidence, summary: Summary) -> Section:
         "ridge",
         "R² by family of metrics.",
         "As in the first figure, for each family of metrics over all layers. Exploratory but for “all metrics”. A "
-        "negative value means: worse than predicting the mean.",
+        "negative value means: worse than predicting the mean."
+        f"{incomplete(evidence, rows)}",
         figures.gain_over_confounds,
         rows,
         _ceiling(rows),
@@ -97,7 +101,7 @@ def regression(evidence: Evidence, summary: Summary) -> Section:
     )
     items: list[Item] = [
         picture,
-        _ridge_table(rows, "R² of ridge regression, pooled out of fold", with_predictors=True),
+        _ridge_table(evidence, rows, "R² of ridge regression, pooled out of fold", with_predictors=True),
     ]
     return Section("regression", "Regression", [*items, *_naive(evidence, rows)])
 
@@ -112,7 +116,7 @@ def groups(evidence: Evidence, summary: Summary) -> Section:
     if table.empty:
         return Section("groups", "Groups", [Text("No group could be analysed.", missing=True)])
     items = [item for model in evidence.study.model_names for item in _forest(evidence, summary, model)]
-    return Section("groups", "Groups", [*items, *_specialised(summary)])
+    return Section("groups", "Groups", [*items, *_specialised(evidence, summary)])
 
 
 def _colours(evidence: Evidence) -> dict[str, str]:
@@ -130,7 +134,7 @@ def _chunks(models: Sequence[str]) -> list[list[str]]:
     return [list(models[start : start + _PER_FIGURE]) for start in range(0, len(models), _PER_FIGURE)]
 
 
-def _ridge_table(rows: pd.DataFrame, caption: str, *, with_predictors: bool) -> Table:
+def _ridge_table(evidence: Evidence, rows: pd.DataFrame, caption: str, *, with_predictors: bool) -> Table:
     columns = ["model", *(["metrics used"] if with_predictors else []), "n", "seeds", "R² confounds", "R² with metrics"]
     columns += ["Δ R²", "interval", "seeds from … to", "noise floor", "metrics alone"]
     columns += ["p raw"] if with_predictors else ["p adjusted"]
@@ -139,7 +143,7 @@ def _ridge_table(rows: pd.DataFrame, caption: str, *, with_predictors: bool) -> 
         p = row["p"] if with_predictors else row["p_models"]
         names = [cell(row["model"])] if with_predictors else [cell(row["label"])]
         names += [cell(PREDICTOR_NAMES.get(row["predictors"], row["predictors"]))] if with_predictors else []
-        counts = [cell(int(row["n"])), cell(int(row["num_seeds"]))]
+        counts = [cell(int(row["n"])), Cell(seeds_done(evidence, row["num_seeds"]), float(row["num_seeds"]))]
         numbers = [cell(float(row[name])) for name in ("baseline", "full", "delta")]
         spread = [
             Cell(interval(row["ci_low"], row["ci_high"]), float(row["ci_low"])),
@@ -171,7 +175,7 @@ def _by_layer(evidence: Evidence, summary: Summary, estimator: str, title: str) 
             title,
             "Thin lines: interval over the images; thick lines: range over the seeds; filled: significant after "
             f"correction in every seed. n = {table['n'].min():,.0f} images. Fluency theory expects positive values for "
-            "Gini, negative ones for Lε and for errors.",
+            f"Gini, negative ones for Lε and for errors.{incomplete(evidence, table[table['model'].isin(chunk)])}",
             figures.correlations_by_layer,
             table[table["model"].isin(chunk)],
             present,
@@ -214,13 +218,14 @@ def _sweep(evidence: Evidence) -> Iterator[Item]:
     ].dropna(subset=["estimate"])
     if chosen.empty:
         return
-    means = chosen.groupby(["model", "layer", "quantile"], sort=False)["estimate"].mean().rename("r").reset_index()
+    grouped = chosen.groupby(["model", "layer", "quantile"], sort=False)
+    means = grouped.agg(r=("estimate", "mean"), num_seeds=("seed", "nunique")).reset_index()
     yield drawn(
         evidence.layout,
         "epsilon-sweep",
         "How the choice of ε matters.",
         "Correlation of Lε with the ratings for each quantile that was tried as ε; means over the seeds. A finding "
-        "that holds for one ε alone is no finding.",
+        f"that holds for one ε alone is no finding.{incomplete(evidence, means)}",
         figures.epsilon_sweep,
         means,
         [model for model in evidence.study.model_names if model in set(means["model"])],
@@ -262,7 +267,7 @@ def _correlation_table(evidence: Evidence, summary: Summary) -> Iterator[Item]:
             cell(names.get(row["metric"], row["metric"])),
             cell(row["estimator"]),
         ]
-        counts = [cell(int(row["n"])), cell(int(row["num_seeds"]))]
+        counts = [cell(int(row["n"])), Cell(seeds_done(evidence, row["num_seeds"]), float(row["num_seeds"]))]
         numbers = [
             cell(float(row["r"])),
             Cell(interval(row["ci_low"], row["ci_high"]), _sortable(row["ci_low"])),
@@ -343,14 +348,14 @@ def _forest(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
         f"{name} in {model}, by group.",
         "Correlation with the ratings among the images of each group (n in brackets), for the model of all groups and "
         "for the groups' own models; intervals over images, means over seeds. The metric is the most correlated "
-        "over all images, chosen after the fact: exploratory.",
+        f"over all images, chosen after the fact: exploratory.{incomplete(evidence, rows)}",
         figures.forest,
         rows,
         name,
     )
 
 
-def _specialised(summary: Summary) -> Iterator[Item]:
+def _specialised(evidence: Evidence, summary: Summary) -> Iterator[Item]:
     """General and specialised scorers, on the same images."""
     table = summary.ridge
     rows = table[table["subset"].str.startswith(POOLED)].dropna(subset=["delta"]) if not table.empty else table
@@ -358,17 +363,21 @@ def _specialised(summary: Summary) -> Iterator[Item]:
         yield Text("Fewer than two groups have finished models of their own: there is no comparison.", missing=True)
         return
     keys = ["model", "subset", "predictors"]
-    wide = rows.pivot_table(index=keys, columns="scorer", values=["delta", "ci_low", "ci_high", "n"], sort=False)
+    values = ["delta", "ci_low", "ci_high", "n", "num_seeds"]
+    wide = rows.pivot_table(index=keys, columns="scorer", values=values, sort=False)
     lines = []
     for (model, subset, predictors), row in wide.iterrows():
         cells = [cell(model), cell(PREDICTOR_NAMES.get(predictors, predictors)), cell(subset)]
         cells.append(cell(int(max(row.get(("n", scorer), 0) for scorer in (GENERAL, OWN_GROUP)))))
+        num_seeds = min(row.get(("num_seeds", scorer), 0) for scorer in (GENERAL, OWN_GROUP))
+        cells.append(Cell(seeds_done(evidence, num_seeds), num_seeds))
         for scorer in (GENERAL, OWN_GROUP):
             low, high = row.get(("ci_low", scorer), np.nan), row.get(("ci_high", scorer), np.nan)
             delta = row.get(("delta", scorer), np.nan)
             cells += [cell(float(delta), _DECIMALS), Cell(interval(low, high), _sortable(low))]
         lines.append(tuple(cells))
-    columns = ("model", "metrics used", "images", "n", "Δ R² general", "interval", "Δ R² own group", "interval")
+    columns = ("model", "metrics used", "images", "n", "seeds")
+    columns += ("Δ R² general", "interval", "Δ R² own group", "interval")
     yield Table(
         "One model for all groups against each group's own model, on the same images (means over the seeds)",
         columns,

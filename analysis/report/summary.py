@@ -10,6 +10,7 @@ from scipy import stats
 
 from analysis.measure import RECONSTRUCTION, quantile_name
 from analysis.report.evidence import Evidence
+from analysis.report.page import listed
 
 _WHERE = ["model", "trained_on", "scorer", "subset"]
 GENERAL, OWN_GROUP, ALL_IMAGES, POOLED, ALL_METRICS = "general", "own-group", "all", "pooled", "all"
@@ -54,6 +55,25 @@ class Summary:
         chosen = table[(table["predictors"] == ALL_METRICS) & ~table["model"].isin(untrained)].dropna(subset=["delta"])
         adjusted = stats.false_discovery_control(chosen["p"]) if len(chosen) else np.array([])
         return chosen.assign(p_models=adjusted).sort_values("delta", ascending=False)
+
+
+def seeds_done(evidence: Evidence, num_seeds: float) -> str:
+    """`2`, or `1 of 2` while trainings with other seeds are missing."""
+    planned = len(evidence.study.grid.seeds)
+    return f"{num_seeds:.0f}" if num_seeds >= planned else f"{num_seeds:.0f} of {planned}"
+
+
+def incomplete(evidence: Evidence, rows: pd.DataFrame) -> str:
+    """A sentence that names each model whose mean lacks a seed, to follow a caption; empty if none does.
+
+    Args:
+        evidence: what the study has left behind.
+        rows: with columns model and num_seeds.
+    """
+    fewest = rows.groupby("model", sort=False)["num_seeds"].min() if len(rows) else pd.Series(dtype=float)
+    short = fewest[fewest < len(evidence.study.grid.seeds)]
+    models = [f"{model} ({seeds_done(evidence, number)})" for model, number in short.items()]
+    return f" Seeds are missing: {listed(models)}; these means may change." if models else ""
 
 
 def summarise(evidence: Evidence) -> Summary:

@@ -13,6 +13,7 @@ from analysis.report.summary import (
     Summary,
     expected_sign,
     metric_name,
+    seeds_done,
     untrained_models,
 )
 
@@ -99,9 +100,10 @@ def _size(evidence: Evidence, found: pd.DataFrame, primary: pd.DataFrame) -> str
     """How much the best model adds, and how sure that is."""
     best, confidence = primary.iloc[0], evidence.study.analysis.confidence
     over = f" adjusted over {len(primary)} models" if len(primary) > 1 else ""
-    seeds = "one seed only"
+    done = seeds_done(evidence, best["num_seeds"])
+    seeds = "one seed only" if done == "1" else f"{done} seeds"
     if best["num_seeds"] > 1:
-        seeds = f"{best['num_seeds']:.0f} seeds, from {number(best['delta_min'])} to {number(best['delta_max'])}"
+        seeds += f", from {number(best['delta_min'])} to {number(best['delta_max'])}"
     words = (
         f"On {best['n']:,.0f} images, {best['model']} adds Δ R² = {number(best['delta'])} ({confidence:.0%} interval "
         f"{interval(best['ci_low'], best['ci_high'])}, {p_equals(best['p_models'])}{over}; {seeds}) to the R² = "

@@ -14,7 +14,7 @@ import pytest
 from analysis.report import write_report
 from analysis.report.caveats import caveats
 from analysis.report.evidence import Evidence, gather
-from analysis.report.findings import groups
+from analysis.report.findings import groups, key_items, metrics, regression
 from analysis.report.page import Cell, cell, interval, number, p_value
 from analysis.report.summary import metric_name, summarise
 from analysis.report.verdict import detectable_r, verdict
@@ -110,6 +110,18 @@ def test_runs_without_a_result_are_named_with_their_reason(html: str) -> None:
     text = text_of(html)
     assert "small-white-male-s1: train: the loss became NaN in epoch 3" in text
     assert "vgg16-5-white-male-s0: train: 12 training images, fewer than data.min_group_size = 20" in text
+
+
+def test_a_mean_that_lacks_a_seed_says_so_wherever_it_stands(evidence: Evidence, made: MadeStudy) -> None:
+    grid = evidence.study.grid.model_copy(update={"seeds": (*evidence.study.grid.seeds, 7)})
+    early = replace(evidence, study=evidence.study.model_copy(update={"grid": grid}))
+    summary = summarise(early)
+    assert "; 2 of 3 seeds, from" in verdict(early, summary)[1]
+    items = [item for section in (metrics, regression, groups) for item in section(early, summary).items]
+    captions = " ".join(map(str, [*items, *key_items(early, summary)]))
+    assert captions.count("Seeds are missing: ") >= 5
+    assert "(2 of 3)" in captions
+    assert "Seeds are missing" not in " ".join(map(str, key_items(evidence, summarise(evidence))))
 
 
 def test_a_planted_effect_is_found_and_its_numbers_are_given(evidence: Evidence) -> None:

@@ -230,10 +230,17 @@ def test_raters_who_never_saw_the_same_images_give_no_ceiling() -> None:
 
 def test_over_seeds_by_hand() -> None:
     table = pd.DataFrame(
-        {"model": ["a", "a", "a", "b"], "n": [50, 40, 50, 9], "r": [0.1, 0.3, np.nan, -0.5], "q": [1.0, 2, 3, 4]}
+        {
+            "model": ["a", "a", "a", "b"],
+            "seed": [0, 1, 2, 1],
+            "n": [50, 40, 50, 9],
+            "r": [0.1, 0.3, np.nan, -0.5],
+            "q": [1.0, 2, 3, 4],
+        }
     )
-    summed = over_seeds(table, ["model"], ["r", "q"]).set_index("model")
-    assert summed.loc["a", ["num_seeds", "n"]].tolist() == [2, 40]
+    summed = over_seeds(table, ["model"], ["r", "q"], planned=(0, 1, 2)).set_index("model")
+    assert summed.loc["a", ["num_seeds", "missing_seeds", "n"]].tolist() == [2, "2", 40]
+    assert summed.loc["b", ["num_seeds", "missing_seeds"]].tolist() == [1, "0, 2"]
     spread = summed.loc["a", ["r_mean", "r_sd", "r_min", "r_max"]].tolist()
     assert spread == pytest.approx([0.2, np.sqrt(0.02), 0.1, 0.3])
     assert summed.loc["a", "q_mean"] == 2
