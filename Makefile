@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/fluence run studies/demo.yaml
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -m "not slurm"
+	$(BIN)/python -m pytest -m "not slurm" -n 2 --dist worksteal
 
 test-slurm: $(VENV)/.installed-test
 	FLUENCE_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm

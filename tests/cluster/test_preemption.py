@@ -70,7 +70,7 @@ class Study:
     site: Site
 
     @classmethod
-    def make(cls, cluster: Cluster, folder: Path, site: Site, seeds: tuple[int, ...] = (0,), epochs: int = 8) -> Study:
+    def make(cls, cluster: Cluster, folder: Path, site: Site, seeds: tuple[int, ...] = (0,), epochs: int = 20) -> Study:
         layout = Layout(folder)
         study = parse_study(STUDY.format(seeds=list(seeds), epochs=epochs), "tiny.yaml")
         return cls(cluster, layout, take_snapshot(study, layout), site)

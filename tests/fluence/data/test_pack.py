@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -173,26 +174,33 @@ def test_synthetic_faces_are_packed(data_of, tmp_path):
 # ── Mishaps ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_killed_process_is_explained(tmp_path, save_image):
+@pytest.fixture
+def workers() -> Callable[[], set[BaseProcess]]:
+    """Which processes this test has started and not ended; other tests may have left some of theirs."""
+    before = set(multiprocessing.active_children())
+    return lambda: set(multiprocessing.active_children()) - before
+
+
+def test_a_killed_process_is_explained(tmp_path, save_image, workers):
     source = ImageFile(save_image(tmp_path / "a.jpg", (400, 400)))
 
     def kill_workers() -> None:
         for _ in prepared([source] * 2000, 8, "crop", 2):
-            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            os.kill(workers().pop().pid, signal.SIGKILL)
 
     with pytest.raises(RunError, match="was killed, probably for want of memory"):
         kill_workers()
-    assert multiprocessing.active_children() == []
+    assert workers() == set()
 
 
-def test_stopping_early_ends_the_processes(tmp_path, save_image):
+def test_stopping_early_ends_the_processes(tmp_path, save_image, workers):
     source = ImageFile(save_image(tmp_path / "a.jpg", (400, 400)))
     chunks = prepared([source] * 5000, 8, "crop", 2)
     next(chunks)
     start = time.monotonic()
     chunks.close()
     assert time.monotonic() - start < 10
-    assert multiprocessing.active_children() == []
+    assert workers() == set()
 
 
 SCRIPT = """
