@@ -37,6 +37,18 @@ grid:
 """
 
 
+_PLAN = """
+import sys
+from pathlib import Path
+from fluence.layout import Layout
+from fluence.studyfile import load_study
+from jobs.plan import plan
+from jobs.snapshot import take_snapshot
+layout = Layout(Path(sys.argv[2]))
+print(len(plan(take_snapshot(load_study(Path(sys.argv[1]), {}), layout).tasks, layout)), "tasks")
+"""
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,6 +64,7 @@ def main() -> None:
         submit = ["submit", str(study), "--site", given.site, *output]
         with _closed_partitions():
             try:
+                _time("plan", [str(study), output[1]], program=["-c", _PLAN])
                 _time("submit, dry run", [*submit, "--dry-run"])
                 _time("submit", submit)
                 _time("submit again", submit)
@@ -76,14 +89,16 @@ def _closed_partitions() -> Iterator[None]:
             subprocess.run(["scontrol", "update", f"PartitionName={name}", "State=UP"], check=True)
 
 
-def _time(name: str, arguments: Sequence[str], forget: Path | None = None) -> None:
+def _time(
+    name: str, arguments: Sequence[str], forget: Path | None = None, program: Sequence[str] = ("-m", "jobs.cli")
+) -> None:
     if forget is not None:
         from fluence.layout import Layout
 
         Layout(forget).slurm_answers.unlink(missing_ok=True)
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, check=False, env=os.environ
+        [sys.executable, *program, *arguments], capture_output=True, text=True, check=False, env=os.environ
     )
     seconds = time.perf_counter() - start
     if done.returncode:
