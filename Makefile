@@ -17,7 +17,7 @@ test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest -m "not slurm" -n 2 --dist worksteal
 
 test-slurm: $(VENV)/.installed-test
-	FLUENCE_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm
+	FLUENCE_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

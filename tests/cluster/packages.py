@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,9 +52,10 @@ def install() -> None:
         raise CannotInstall(f"{what}; on a machine without apt-get, install Slurm, MariaDB and munge by hand")
     if os.geteuid() != 0:
         raise CannotInstall(f"{what}; type: sudo apt-get install {' '.join(PACKAGES)}")
-    with _no_services():
-        _apt_get("update")
-        _apt_get("install", "--yes", "--no-install-recommends", *PACKAGES)
+    with _alone(), _no_services():
+        if missing_programs():
+            _apt_get("update")
+            _apt_get("install", "--yes", "--no-install-recommends", *PACKAGES)
     if missing := missing_programs():
         raise CannotInstall(f"{', '.join(PACKAGES)} are installed, but {', '.join(missing)} are still missing")
 
@@ -63,6 +66,14 @@ def _apt_get(*arguments: str) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CannotInstall(f"`{' '.join(command)}` failed:\n{done.stderr.strip() or done.stdout.strip()}")
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Other processes that want to install, too, wait until this one is done."""
+    with (Path(tempfile.gettempdir()) / "fluence-install.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

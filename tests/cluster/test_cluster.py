@@ -198,7 +198,7 @@ def test_a_second_cluster_starts_heals_and_goes(slurm_cluster: Cluster, tmp_path
         assert tool("start", cluster.folder).returncode == 0
         assert cluster.status() == "running"
         cluster.sbatch(f"--output={tmp_path}/out", "--wrap=echo begun; bash -c 'exec -a left-over sleep 300'")
-        printed(tmp_path / "out")
+        printed(tmp_path / "out", timeout_s=90)
         time.sleep(0.5)
         assert any("left-over" in p.command for p in mine())
     finally:
