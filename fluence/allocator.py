@@ -14,8 +14,8 @@ def keep_freed_memory() -> None:
     """Lets this process keep the memory it frees, for its next use.
 
     A network's step on a CPU allocates and frees hundreds of megabytes. By default glibc gives much of that back to
-    the system at the end of each step, and the next one pays for every page again. The process' largest size does not
-    change. Where the C library is another one, nothing happens.
+    the system at the end of each step, and the next one pays for every page again. The process' largest size hardly
+    changes. Where the C library is another one, nothing happens.
 
     Source: mallopt(3).
     """

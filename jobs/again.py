@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from fluence.errors import FluenceError
 from fluence.layout import Layout
 from fluence.store.files import read_json
 from fluence.store.outcome import Outcome, write_outcome
-from jobs.slurm import Slurm
+from jobs.slurm import NoAnswer, Slurm
 from jobs.snapshot import Snapshot
 from jobs.starts import was_counted
 from jobs.successor import submit_successor
 from jobs.tasks import EXIT_FAILED, EXIT_INTERRUPTED, planned_task
 
 _BY_SIGNAL = 128
+_WAITS_S = (5.0, 10.0, 20.0, 40.0)
+T = TypeVar("T")
 
 
 def end(folder: Path, snapshot: Path, code: int) -> int:
@@ -43,7 +48,7 @@ def end(folder: Path, snapshot: Path, code: int) -> int:
     if not entry.to_do:
         return 0 if entry.state == "done" else EXIT_FAILED
     job, slurm = _element(), Slurm()
-    if not _still_runs(slurm, job):
+    if not _patiently(lambda: _still_runs(slurm, job)):
         print("the job was ended from outside; it does not ask to start again", flush=True)
         return code
     if _is_worth_another_start(code, stage, name, layout):
@@ -61,12 +66,29 @@ def _is_worth_another_start(code: int, stage: str, name: str, layout: Layout) ->
 
 def _start_again(slurm: Slurm, job: str, folder: Path, layout: Layout, code: int) -> None:
     """Under the same id where Slurm allows it, else as another job."""
-    if "Requeue=0" in slurm.call("scontrol", "show", "job", "--oneliner", job).split():
+    if "Requeue=0" in _patiently(lambda: slurm.call("scontrol", "show", "job", "--oneliner", job)).split():
         successor = submit_successor(slurm, layout, folder.name, _own_task(folder)[1])
         print(f"ended with {code}; it continues in job {successor}", flush=True)
         return
     print(f"ended with {code}; it continues in another run of job {job}", flush=True)
-    slurm.requeue(job)
+    _patiently(lambda: slurm.requeue(job))
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """Asks again while Slurm is too busy to answer, as in a wave of preemptions; what it refuses it has refused.
+
+    Raises:
+        NoAnswer: it refuses, or has been busy for minutes.
+    """
+    for wait_s in _WAITS_S:
+        try:
+            return ask()
+        except NoAnswer as problem:
+            if not problem.may_pass:
+                raise
+            print(f"{problem}; asking again in {wait_s:g} s", flush=True)
+            time.sleep(wait_s)
+    return ask()
 
 
 def _element() -> str:

@@ -10,8 +10,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from fluence.errors import UnwritableError
@@ -52,7 +54,7 @@ def examine(
     """
     doctor = Doctor(site, layout, study)
     yield from doctor.from_here()
-    if wait_s is not None:
+    if wait_s is not None and doctor.reaches_slurm:
         say(f"asking the nodes, with a job for each class; this takes up to {wait_s / 60:g} minutes")
         yield from doctor.from_nodes(wait_s)
 
@@ -70,6 +72,7 @@ class Doctor:
     def __init__(self, site: Site, layout: Layout, study: Study | None = None, slurm: Slurm | None = None) -> None:
         self._site, self._layout, self._study = site, layout, study
         self._slurm = slurm or Slurm()
+        self.reaches_slurm = False
 
     def from_here(self) -> Findings:
         """What can be seen from this machine.
@@ -79,19 +82,21 @@ class Doctor:
         """
         refuse_strange_folder(self._layout)
         yield from self._reach()
-        yield from self._test_scripts()
-        yield from self._limits()
-        yield from self._requeue()
+        if self.reaches_slurm:
+            yield from self._test_scripts()
+            yield from self._limits()
+            yield from self._requeue()
         yield from self._folder()
         yield from self._torch()
         if self._study:
-            yield from look_for_weights(self._study)
+            yield from map(_from_here, look_for_weights(self._study))
 
     # ── Slurm ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _reach(self) -> Findings:
         try:
             config = self._slurm.config()
+            self.reaches_slurm = True
         except NoAnswer as problem:
             hint = "log in to the cluster's front end, or load its Slurm module"
             yield Finding("error", "slurm", f"cannot be reached: {problem}", hint)
@@ -119,7 +124,8 @@ class Doctor:
         free, notes = room(self._site, self._slurm)
         for note in notes:
             yield Finding("warning", "limits", note)
-        yield Finding("ok", "limits", f"arrays of up to {free.longest_array} jobs (MaxArraySize)")
+        if not notes:
+            yield Finding("ok", "limits", f"arrays of up to {free.longest_array} jobs (MaxArraySize)")
         for name in CLASSES:
             slots = free.slots.get(free.purses[name])
             if slots is None:
@@ -159,7 +165,7 @@ class Doctor:
             yield Finding("error", "folder", str(problem), "" if "--output" in str(problem) else "choose another one")
 
     def _home(self, root: Path) -> Findings:
-        if not root.is_relative_to(Path.home()):
+        if not root.resolve().is_relative_to(Path.home().resolve()):
             return
         read_only = [name for name in CLASSES if not self._site[name].caps.home_writable]
         hint = "choose a folder on the work or scratch file system with --output, or set FLUENCE_OUTPUT"
@@ -215,9 +221,13 @@ class Doctor:
             return
         import torch
 
-        built_for = torch.cuda.get_arch_list()
-        if not built_for:
+        # `torch.cuda.get_arch_list` is empty on a login node without a GPU in every torch up to 2.10.
+        built_for = (torch._C._cuda_getArchFlags() or "").split() if torch.version.cuda else []
+        if not torch.version.cuda:
             yield Finding("error", "torch", f"{torch.__version__} is built without CUDA", reinstall())
+            return
+        if not built_for:
+            yield Finding("warning", "torch", f"{torch.__version__} tells its GPUs only to nodes that have one")
             return
         yield kernels_fit(divmod(capability, 10), built_for, torch.__version__)
 
@@ -234,10 +244,20 @@ class Doctor:
                 if self._study:
                     write_text(folder / STUDY, self._study.model_dump_json())
                 probes = Probes(self._site, self._slurm, folder)
-                yield from probes.send()
-                yield from probes.answers(wait_s)
+                try:
+                    yield from probes.send()
+                    yield from probes.answers(wait_s)
+                finally:
+                    probes.withdraw()
         except UnwritableError as problem:
             yield Finding("error", "folder", str(problem))
+
+
+def _from_here(finding: Finding) -> Finding:
+    """The prologue of a job may say where weights are; so what is not found here may be found there."""
+    if finding.level != "error":
+        return finding
+    return replace(finding, level="warning", message=f"{finding.message}; seen from here, without the site's prologue")
 
 
 def _locks(folder: Path) -> Finding:
@@ -258,11 +278,12 @@ def probe_folder(layout: Layout) -> Iterator[Path]:
     Raises:
         UnwritableError: the study's folder is not writable.
     """
-    folder = layout.root / f"doctor-{os.getpid()}"
     above = [place for place in layout.root.parents if not place.exists()]
     made_root = not layout.root.exists()
     with explained(layout.root):
-        folder.mkdir(parents=True)
+        layout.root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="doctor-", dir=layout.root))
+        folder.chmod(0o755)
     try:
         yield folder
     finally:

@@ -97,11 +97,14 @@ def job_script(site: Site, draft: Draft, place: Place, parameters: dict[str, Any
 def _setup(place: Place, found: Resources) -> list[str]:
     """After the site's prologue. The number of threads is set since it can change the last bit of a result.
 
+    A prologue's `set -e` must not end the script when a rank ends with a code: what that means is decided after it.
+
     submitit looks for a pickle named after the job; here it is a link to the one of the batch. What a job that was
     killed while it wrote has left behind would stop submitit. `trap` in the command keeps signals from ending a rank
     that does not listen yet.
     """
     return [
+        "set +eu; set +o pipefail; trap - ERR EXIT",
         f"export PYTHONPATH={shlex.quote(str(place.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1",
         f"export OMP_NUM_THREADS={found.cpus_per_task}",

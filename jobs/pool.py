@@ -116,7 +116,7 @@ class _Running:
         if None in codes:
             return None
         self._log.close()
-        return EXIT_WRONG if EXIT_WRONG in codes else next((code for code in codes if code), 0)
+        return EXIT_WRONG if EXIT_WRONG in codes else min(codes) or max(codes)  # a signal says more than a code
 
     def signal(self, number: int) -> None:
         """Sends a signal to every process of the task and to those they have started."""
@@ -216,15 +216,23 @@ class Pool:
         state, log = self._state(task), self._layout.log(task.stage, task.name)
         if code == EXIT_WRONG:
             told = state.state == "failed"
-            self._unwritable = state.reason if told else f"{task.label} could write no more below {self._layout.root}"
-            self._stop()
+            self._give_up(state.reason if told else f"{task.label} could write no more below {self._layout.root}")
         elif code and state.to_do:
             outcome = Outcome("failed", task.key, _how_it_ended(code), task.section)
-            write_outcome(self._layout.outcome(task.stage, task.name), outcome)
+            try:
+                write_outcome(self._layout.outcome(task.stage, task.name), outcome)
+            except UnwritableError as error:
+                self._give_up(str(error))
             state = self._state(task)
         reason = "" if state.state == "done" else f": {state.reason}"
         place = f" (log: {log})" if state.state == "failed" else ""
         self._say(f"{state.state:<6} {task.label} in {seconds:.0f} s{reason}{place}")
+
+    def _give_up(self, why: str) -> None:
+        """Nothing more can be written: asks the others to stop, once."""
+        self._unwritable = self._unwritable or why
+        if not self._stopped:
+            self._stop()
 
     def _state(self, task: Task) -> Planned:
         return next(entry for entry in plan(self._tasks, self._layout) if entry.task.id == task.id)

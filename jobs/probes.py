@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from jobs.code import freeze_code
 from jobs.findings import Finding, Findings
 from jobs.nodeprobe import NodeView, read_view
 from jobs.resources import CLASSES, ResourceClass, Resources
-from jobs.sites import Site
+from jobs.sites import Site, directive_lines
 from jobs.slurm import NoAnswer, Slurm
 
 _SKEW_S, _BAD_SKEW_S = 5.0, 120.0  # munge refuses messages that are 300 s off
 _PROBE_MIN = 10
-_POLL_S, _ASK_S = 1.0, 15.0
+_POLL_S, _ASK_S, _SHOWS_WITHIN_S = 1.0, 15.0, 75.0
+_COUNT = re.compile(r"(?<![0-9A-Za-z])[0-9]+$")
 _LOCKS_OFF = "write `export HDF5_USE_FILE_LOCKING=FALSE` below the directives of the site's files"
 
 
@@ -37,8 +39,8 @@ class Probes:
     def __init__(self, site: Site, slurm: Slurm, folder: Path) -> None:
         self._site, self._slurm, self._folder = site, slurm, folder
         self._copy = freeze_code(Layout(folder))
-        self._jobs: dict[ResourceClass, str] = {}
-        self._gone: set[ResourceClass] = set()
+        self._waiting: dict[ResourceClass, str] = {}
+        self._gone: dict[ResourceClass, float] = {}
 
     def send(self) -> Findings:
         """Submits one job for each class."""
@@ -46,74 +48,99 @@ class Probes:
             path = self._folder / f"{name}.sh"
             write_text(path, self._script(name))
             try:
-                self._jobs[name] = self._slurm.sbatch(path)
+                self._waiting[name] = self._slurm.sbatch(path)
             except NoAnswer as problem:
-                yield Finding("error", f"{name} node", f"no job can be sent there: {problem}")
+                hint = f"edit {self._site[name].file.path}"
+                yield Finding("error", f"{name} node", f"no job can be sent there: {problem}", hint)
 
     def _script(self, name: ResourceClass) -> str:
-        """The site's file with its prologue, cut to a few minutes and one process."""
-        python = [sys.executable, "-m", "jobs.nodeprobe", str(self._folder), name]
-        lines = [
-            f"export PYTHONPATH={shlex.quote(str(self._copy))}${{PYTHONPATH:+:$PYTHONPATH}}",
-            "export PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1",
-            f"cd {shlex.quote(str(self._folder))}",
-            shlex.join(python),
-        ]
+        """A job with the site's options and prologue, cut to one process and a few minutes."""
+        resources = self._site[name]
         own = {
-            "time": str(_PROBE_MIN),
+            "time": str(min(_PROBE_MIN, resources.time_min)),
             "job-name": "fluence-doctor",
             "output": str(self._folder / f"{name}.out"),
             "nodes": "1",
+            "ntasks-per-node": "1",
         }
-        return self._site.script(name, "\n".join(lines), own)
+        left_out = {"time-min", "signal", "exclusive"}
+        options = {key: value for key, value in resources.directives.items() if key not in left_out} | own
+        for option in ("gres", "gpus", "gpus-per-node"):
+            if option in options:
+                options[option] = _COUNT.sub(str(max(1, resources.gpus_per_node)), str(options[option]))
+        if resources.caps.requeue and "no-requeue" not in options:
+            options["requeue"] = None
+        lines = [
+            *directive_lines(options),
+            *self._site.setup(name),
+            f"export PYTHONPATH={shlex.quote(str(self._copy))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            "export PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1",
+            f"cd {shlex.quote(str(self._folder))}",
+            shlex.join([sys.executable, "-m", "jobs.nodeprobe", str(self._folder), name]),
+        ]
+        return "\n".join(["#!/bin/bash", *lines, ""])
 
     def answers(self, wait_s: float) -> Findings:
         """What the nodes say, in the order in which they say it."""
         deadline, asked = time.monotonic() + wait_s, time.monotonic()
-        waiting = dict(self._jobs)
-        try:
-            while waiting and time.monotonic() < deadline:
-                for name in list(waiting):
-                    seen = read_view(self._folder / f"{name}.json")
-                    if seen is not None:
-                        del waiting[name]
-                        yield from node_findings(name, self._site[name], seen, self._copy)
-                if waiting and time.monotonic() - asked > _ASK_S:
-                    asked = time.monotonic()
-                    yield from self._ended_without_a_word(waiting)
-                time.sleep(_POLL_S if waiting else 0)
-            for name, reason in self._queued(waiting).items():
-                found = f"the job did not start within {wait_s / 60:.0f} minutes ({reason}), and was withdrawn"
-                yield Finding("warning", f"{name} node", found, "type the same with --wait MINUTES when it is quieter")
-        finally:
-            with suppress(NoAnswer):
-                self._slurm.cancel(list(waiting.values()))
+        while self._waiting and time.monotonic() < deadline:
+            yield from self._read()
+            if self._waiting and time.monotonic() - asked > _ASK_S:
+                asked = time.monotonic()
+                yield from self._ended_without_a_word()
+            time.sleep(_POLL_S if self._waiting else 0)
+        states = self._queued()
+        yield from self._read()
+        for name in self._waiting:
+            began = "is not done" if states[name].startswith(("RUNNING", "COMPLETING")) else "did not start"
+            why = states[name] or "it is gone"
+            found = f"the job {began} within {wait_s / 60:.2g} minutes ({why}), and was ended"
+            yield Finding("warning", f"{name} node", found, "type the same with --wait MINUTES when it is quieter")
 
-    def _ended_without_a_word(self, waiting: dict[ResourceClass, str]) -> Findings:
-        """Jobs that were gone at the last look, too: what a node has written may take some seconds to show here."""
-        for name, state in self._queued(waiting).items():
-            if state or name not in self._gone:
-                self._gone = self._gone - {name} if state else self._gone | {name}
+    def withdraw(self) -> None:
+        """Ends the jobs that have not answered."""
+        with suppress(NoAnswer):
+            self._slurm.cancel(list(self._waiting.values()))
+
+    def _read(self) -> Findings:
+        """The answers that have come. A listing makes a file server show what is new in the folder."""
+        os.listdir(self._folder)
+        for name in list(self._waiting):
+            seen = read_view(self._folder / f"{name}.json")
+            if seen is not None:
+                del self._waiting[name]
+                yield from node_findings(name, self._site[name], seen, self._copy)
+
+    def _ended_without_a_word(self) -> Findings:
+        """Jobs that have been gone for a while: what a node has written may take a minute to show here."""
+        now = time.monotonic()
+        for name, state in self._queued().items():
+            since = self._gone.setdefault(name, now)
+            if state:
+                del self._gone[name]
+            if state or now - since < _SHOWS_WITHIN_S:
                 continue
-            del waiting[name]
+            del self._waiting[name]
             output = self._folder / f"{name}.out"
             words = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
             found = f"the job has failed: {words[-1]}" if words else "the job has failed without a word"
-            hint = f"is {self._folder.parent} seen from the nodes?" if not words else reinstall()
+            file = self._site[name].file.path
+            hint = f"look at the prologue of {file}" if words else f"do the nodes see {self._folder.parent}?"
             yield Finding("error", f"{name} node", found, hint)
 
-    def _queued(self, waiting: Mapping[ResourceClass, str]) -> dict[ResourceClass, str]:
+    def _queued(self) -> dict[ResourceClass, str]:
         """What Slurm says of the jobs: their state and why they wait; empty if it knows them no more."""
-        if not waiting:
+        if not self._waiting:
             return {}
         try:
-            said = self._slurm.call("squeue", "--noheader", f"--jobs={','.join(waiting.values())}", "--format=%i %T %r")
+            jobs = ",".join(self._waiting.values())
+            said = self._slurm.call("squeue", "--noheader", f"--jobs={jobs}", "--format=%i %T %r")
         except NoAnswer as problem:
             said = "" if "Invalid job id" in str(problem) else None
             if said is None:
-                return dict.fromkeys(waiting, str(problem))
+                return dict.fromkeys(self._waiting, str(problem))
         states = {job: state for job, _, state in (line.strip().partition(" ") for line in said.splitlines())}
-        return {name: states.get(job, "") for name, job in waiting.items()}
+        return {name: states.get(job, "") for name, job in self._waiting.items()}
 
 
 def node_findings(name: ResourceClass, resources: Resources, seen: NodeView, copy: Path) -> Findings:

@@ -78,21 +78,19 @@ class Site:
         file = self.resources[name].file
         return [*(["source /etc/profile"] if file.is_login_shell else []), *file.prologue]
 
-    def script(self, name: ResourceClass, command: str = "true", own: Mapping[str, str] | None = None) -> str:
-        """The file as an sbatch script of its own, placeholders filled in; what `sbatch --test-only` may judge.
-
-        Args:
-            name: the class.
-            command: what comes after the prologue.
-            own: options that go before those of the file.
-        """
+    def script(self, name: ResourceClass, command: str = "true") -> str:
+        """The file as an sbatch script of its own, placeholders filled in; what `sbatch --test-only` may judge."""
         file = self.resources[name].file
-        options = [
-            f"#SBATCH --{option}" + ("" if value is None else f"={shlex.quote(value)}")
-            for option, value in {**self.resources[name].directives, **(own or {})}.items()
-        ]
+        options = directive_lines(self.resources[name].directives)
         shebang = "#!/bin/bash -l" if file.is_login_shell else "#!/bin/bash"
         return "\n".join([shebang, *options, "", *file.prologue, command, ""])
+
+
+def directive_lines(options: Mapping[str, str | None]) -> list[str]:
+    """Options of sbatch as lines of a script; None stands for a flag."""
+    return [
+        f"#SBATCH --{option}" + ("" if value is None else f"={shlex.quote(value)}") for option, value in options.items()
+    ]
 
 
 def site_names() -> list[str]:

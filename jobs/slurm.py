@@ -44,8 +44,16 @@ _IDS_AT_ONCE = 200
 _HAVE_ENDED = ("already completing or completed", "already finished", "Invalid job id specified")
 
 
+_BUSY = ("did not answer within", "timed out", "Unable to contact")
+
+
 class NoAnswer(RunError):
     """A command of Slurm is missing, refuses, or takes too long."""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether Slurm is only busy, and may answer in a moment."""
+        return any(words in str(self) for words in _BUSY)
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,8 @@ def run_command(arguments: Sequence[str], timeout_s: float) -> Answer:
     """
     habits = ("SQUEUE_", "SACCT_", "SCANCEL_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(habits)}
+    if arguments[0] == "sbatch":
+        environment = {name: value for name, value in environment.items() if not _of_another_job(name)}
     environment |= {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0", "LC_ALL": "C.UTF-8"}
     try:
         done = subprocess.run(
@@ -91,6 +101,7 @@ def run_command(arguments: Sequence[str], timeout_s: float) -> Answer:
 
 
 def _of_another_job(name: str) -> bool:
+    """What a shell, or the job that this runs in, would otherwise put in place of a script's own options."""
     return name.startswith("SBATCH_") or (name.startswith("SLURM_") and not name.startswith("SLURM_CONF"))
 
 

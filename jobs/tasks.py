@@ -128,9 +128,9 @@ def run_task(snapshot: Path, stage: str, name: str, execution: Execution, stop: 
             _note_end(_outcome(task, "failed", Result(str(error)), started, tasks), task, layout)
         return EXIT_WRONG
     except FluenceError as error:
-        if isinstance(error, LostProcess) and execution.starts_again:
+        if isinstance(error, LostProcess):  # the one that is lost knows why; what it has written stays
             print(error, flush=True)
-            return EXIT_INTERRUPTED
+            return EXIT_INTERRUPTED if execution.starts_again else EXIT_FAILED
         outcome = _outcome(task, _status(error), Result(str(error)), started, tasks)
     except Exception as error:
         traceback.print_exc()
@@ -140,10 +140,10 @@ def run_task(snapshot: Path, stage: str, name: str, execution: Execution, stop: 
 
 
 def _note_end(outcome: Outcome, task: Task, layout: Layout) -> None:
-    """Prints how the task ended and, in rank 0 or where it failed, writes it down."""
-    print(f"{task.label}: {outcome.status}{': ' + outcome.reason if outcome.reason else ''}", flush=True)
+    """Writes down how the task ended, in rank 0 or where it failed, and prints it."""
     if os.environ.get("RANK", "0") == "0" or outcome.status == "failed":
         write_outcome(layout.outcome(task.stage, task.name), outcome)
+    print(f"{task.label}: {outcome.status}{': ' + outcome.reason if outcome.reason else ''}", flush=True)
 
 
 def planned_task(tasks: tuple[Task, ...], layout: Layout, stage: str, name: str) -> Planned:
@@ -302,6 +302,9 @@ class ClusterTask:
         except Interrupted as interruption:
             print(interruption, flush=True)
             code = EXIT_INTERRUPTED
+        except UnwritableError as error:
+            print(error, flush=True)
+            code = EXIT_WRONG
         if code:
             raise SystemExit(code)
 

@@ -196,8 +196,9 @@ def site() -> Site:
 
 @pytest.fixture(scope="session")
 def two_node_site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """The test cluster's, with one process on each of two nodes for each training."""
-    return _edited_site(tmp_path_factory.mktemp("site") / "two-nodes", "--nodes=1", "--nodes=2")
+    """The test cluster's, with one process on each of two nodes for each training, and a prologue as strict as many."""
+    strict = "#FLUENCE billing-unit=GPU hours\n", "#FLUENCE billing-unit=GPU hours\nset -euo pipefail\n"
+    return _edited_site(tmp_path_factory.mktemp("site") / "two-nodes", "--nodes=1", "--nodes=2", *strict)
 
 
 @pytest.fixture(scope="session")

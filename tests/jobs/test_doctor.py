@@ -55,6 +55,8 @@ class Health:
         max_submit: limit of the QoS.
         requeue: what Slurm says of a job.
         cancelled: ids given to scancel.
+        state: of jobs that do not start.
+        scripts: what was submitted.
     """
 
     config: dict[str, str] = field(default_factory=lambda: dict(CONFIG))
@@ -64,6 +66,8 @@ class Health:
     max_submit: str = "10"
     requeue: str = "1"
     cancelled: list[str] = field(default_factory=list)
+    state: str = "PENDING Priority"
+    scripts: list[str] = field(default_factory=list)
     _jobs: int = 0
 
     def __call__(self, arguments: Sequence[str], timeout_s: float) -> Answer:
@@ -79,7 +83,7 @@ class Health:
         if program == "sacct":
             return Answer(0, "") if self.has_accounting else Answer(1, "", "Slurm accounting storage is disabled")
         if program == "squeue" and any(option.startswith("--jobs") for option in options):
-            waiting = [f"{job} PENDING Priority\n" for job in range(1, self._jobs + 1)]
+            waiting = [f"{job} {self.state}\n" for job in range(1, self._jobs + 1)]
             return Answer(0, "" if self.starts else "".join(waiting))
         if program == "scancel":
             self.cancelled += options
@@ -93,6 +97,7 @@ class Health:
         if "--test-only" in options:
             return Answer(0, "", "sbatch: Job 9 to start at 1 using 1 processors on nodes n1 in partition gpu")
         self._jobs += 1
+        self.scripts.append(script)
         if self.starts:
             output = next(line.partition("=")[2] for line in script.splitlines() if line.startswith("#SBATCH --output"))
             with open(output.strip("'"), "w") as log:
@@ -111,6 +116,7 @@ def health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Health:
     (tmp_path / "bin").mkdir()
     monkeypatch.setattr(probes, "_POLL_S", 0.01)
     monkeypatch.setattr(probes, "_ASK_S", 0.0)
+    monkeypatch.setattr(probes, "_SHOWS_WITHIN_S", 0.0)
     monkeypatch.setattr(doctor, "_MODULES", "fluence")  # one test imports all of them; torch takes seconds
     found = Health(bin=str(tmp_path / "bin"))
     scontrol(tmp_path, "1")
@@ -215,7 +221,7 @@ def test_a_torch_without_code_for_the_sites_gpu(
 ) -> None:
     import torch
 
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: "sm_75 sm_80")
     (found,) = words(look(tmp_path, health, site(tmp_path, gpu=GPU.replace("80", "70"))))
     assert "no kernel image" in found
     assert "[v100]" in found
@@ -264,6 +270,29 @@ def test_a_job_that_does_not_start_is_withdrawn(tmp_path: Path, health: Health) 
     assert len(found) == 3
     assert all("did not start" in word and "PENDING Priority" in word and "--wait" in word for word in found)
     assert health.cancelled == ["1", "2", "3"]
+
+
+def test_a_job_that_is_not_done_in_time_is_told_apart(tmp_path: Path, health: Health) -> None:
+    health.starts, health.state = False, "RUNNING None"
+    assert all("the job is not done within" in word for word in words(ask(tmp_path, health, wait_s=0.1), "warning"))
+
+
+def test_the_probe_asks_for_what_a_job_asks_for(tmp_path: Path, health: Health) -> None:
+    health.starts = False
+    wide = "#!/bin/bash\n#SBATCH --time=5 --nodes=2 --ntasks-per-node=4 --gpus=8 --signal=USR2@60\n"
+    ask(tmp_path, health, site(tmp_path, gpu=wide), wait_s=0.1)
+    options = [line.removeprefix("#SBATCH ") for line in health.scripts[0].splitlines() if line.startswith("#SBATCH")]
+    assert {"--time=5", "--nodes=1", "--ntasks-per-node=1", "--gpus=4", "--requeue"} <= set(options)
+    assert not any("signal" in option for option in options)
+
+
+def test_what_lacks_here_may_be_on_the_nodes(tmp_path: Path, health: Health) -> None:
+    """The site's prologue may say where weights are."""
+    lpips = Study.model_validate(STUDY | {"record": {"lpips": {"net": "alex"}}})
+    layout = Layout(tmp_path / "results" / "tiny")
+    findings = list(Doctor(site(tmp_path), layout, lpips, Slurm(run=health)).from_here())
+    (found,) = [finding for finding in findings if finding.key == "record.lpips"]
+    assert (found.level, "without the site's prologue" in found.message) == ("warning", True)
 
 
 def test_a_class_that_takes_no_job(tmp_path: Path, health: Health) -> None:

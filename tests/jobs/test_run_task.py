@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fluence.errors import UnwritableError
+from fluence.errors import LostProcess, UnwritableError
 from fluence.layout import Layout
 from fluence.store.outcome import read_outcome
 from fluence.study import Study
@@ -57,6 +57,17 @@ def test_not_even_the_outcome_can_be_written(tmp_path: Path, monkeypatch: pytest
     code, layout = run_pack(tmp_path, refusal(errno.ENOSPC), monkeypatch)
     assert code == EXIT_WRONG
     assert not layout.outcome("pack", "faces").exists()
+
+
+def test_a_process_that_lost_another_one_leaves_its_word_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process met a full disk and says so; the second one only sees that the first has gone."""
+    run_pack(tmp_path, refusal(errno.ENOSPC), monkeypatch)
+    monkeypatch.setenv("RANK", "1")
+    code, layout = run_pack(tmp_path, LostProcess("rank 1: another process of this training is gone"), monkeypatch)
+    assert code == EXIT_FAILED
+    outcome = read_outcome(layout.outcome("pack", "faces"))
+    assert outcome is not None
+    assert "the disk is full" in outcome.reason
 
 
 def test_another_refusal_of_the_system_is_the_tasks_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

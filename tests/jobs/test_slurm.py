@@ -284,3 +284,15 @@ def test_a_command_that_hangs_or_is_missing_is_explained(tmp_path: Path, monkeyp
 def test_nothing_is_known_before_anything_was_asked() -> None:
     assert Look().jobs == {}
     assert not JobState("7", "COMPLETED").is_live
+
+
+def test_sbatch_sees_no_option_of_the_shell_or_of_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "sbatch", f"env > '{tmp_path}/seen'")
+    program(tmp_path, "squeue", f"env > '{tmp_path}/seen'")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    others = {"SBATCH_ACCOUNT": "other", "SLURM_MEM_PER_CPU": "1", "SLURM_CONF": "/etc/slurm.conf"}
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    run_command(["sbatch", "--parsable"], 10)
+    seen = {line.partition("=")[0] for line in (tmp_path / "seen").read_text().splitlines()}
+    assert seen & set(others) == {"SLURM_CONF"}

@@ -22,6 +22,7 @@ source /etc/profile
 module purge
 module load pytorch-gpu/py3/2.8.0
 export TORCH_HOME="$WORK/torch"
+set +eu; set +o pipefail; trap - ERR EXIT
 export PYTHONPATH=/study/tasks/code/0123456789abcdef${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export OMP_NUM_THREADS=4

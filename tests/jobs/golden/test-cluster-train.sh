@@ -20,6 +20,7 @@
 #SBATCH --wckey=''
 
 # setup
+set +eu; set +o pipefail; trap - ERR EXIT
 export PYTHONPATH=/study/tasks/code/0123456789abcdef${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export OMP_NUM_THREADS=1
