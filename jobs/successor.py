@@ -17,6 +17,14 @@ from jobs.journal import Batch, Journal
 from jobs.pipeline import STAGE, STAGES
 from jobs.slurm import Slurm
 
+_ALSO = {
+    ("pack", "train"): "afterok",
+    ("pack", "extract"): "afterok",
+    ("pack", "analyse"): "afterany",
+    ("measure", "analyse"): "afterany",
+}
+"""Whole batches that wait for a stage, besides the next stage of the same run, and for what end of it."""
+
 
 def submit_successor(slurm: Slurm, layout: Layout, token: str, name: str) -> str:
     """Submits the rest of one task of a batch; returns the id of the new job.
@@ -40,8 +48,11 @@ def submit_successor(slurm: Slurm, layout: Layout, token: str, name: str) -> str
     _write_pickle(old / PICKLE, new / PICKLE, name)
     job = slurm.sbatch(new / SCRIPT)
     journal.submitted(batch.token, job)
-    for waiting in _waiting(list(batches.values()), first.stage, name):
+    for waiting in _next_of_run(list(batches.values()), first.stage, name):
         slurm.call("scontrol", "update", f"JobId={waiting}", f"Dependency=afterok:{job}")
+    for other in batches.values():
+        if other.job and (first.stage, other.stage) in _ALSO:
+            _let_wait(slurm, other.job, f"{_ALSO[first.stage, other.stage]}:{job}")
     return job
 
 
@@ -58,8 +69,19 @@ def _write_pickle(old: Path, new: Path, name: str) -> None:
         temporary.write_bytes(pickle.dumps(delayed))
 
 
-def _waiting(batches: list[Batch], stage: str, name: str) -> list[str]:
+def _let_wait(slurm: Slurm, job: str, condition: str) -> None:
+    """Adds a condition to what a job or array waits for; one that waits for nothing any more is left alone."""
+    shown = slurm.call("scontrol", "show", "job", "--oneliner", job).splitlines()
+    found = re.search(r"\bDependency=([^\s(]\S*)", shown[0] if shown else "")
+    if found:
+        present = re.sub(r"\([^)]*\)|_\*", "", found[1])
+        slurm.call("scontrol", "update", f"JobId={job}", f"Dependency={present},{condition}")
+
+
+def _next_of_run(batches: list[Batch], stage: str, name: str) -> list[str]:
     """The job of the same run's next stage, if it was submitted."""
+    if STAGE[stage].each != "run":
+        return []
     names = [one.name for one in STAGES if one.each == STAGE[stage].each]
     following = names[names.index(stage) + 1 :][:1]
     found = [batch for batch in batches if batch.stage in following and name in batch.tasks]

@@ -204,12 +204,12 @@ def two_node_site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 @pytest.fixture(scope="session")
 def site_without_requeue(tmp_path_factory: pytest.TempPathFactory) -> Site:
     folder = tmp_path_factory.mktemp("site") / "no-requeue"
-    return _edited_site(folder, "#SBATCH --requeue\n", "", "requeue=yes", "requeue=no")
+    return _edited_site(folder, "#SBATCH --requeue\n", "", "requeue=yes", "requeue=no", files="*.sbatch")
 
 
-def _edited_site(folder: Path, *changes: str) -> Site:
+def _edited_site(folder: Path, *changes: str, files: str = "gpu.sbatch") -> Site:
     shutil.copytree(TEST_SITE, folder)
-    for file in folder.glob("gpu.sbatch"):
+    for file in folder.glob(files):
         text = file.read_text()
         for old, new in zip(changes[::2], changes[1::2], strict=True):
             text = text.replace(old, new)
@@ -506,6 +506,25 @@ def test_a_later_stage(
     if stage == "extract":
         assert len(re.findall(r"continues at image \d+ of 400", study.log(stage))) == 1
     assert len(study.result()) == 2 * (OF_RUNS.index(stage) + 1)
+    assert study.agrees_with(undisturbed)
+
+
+@pytest.mark.parametrize("stage", ["pack", "measure"])
+def test_all_that_waits_for_a_stage_waits_for_its_successor(
+    slurm_cluster: Cluster, undisturbed: Study, site_without_requeue: Site, tmp_path: Path, stage: str
+) -> None:
+    """Trainings wait for packing, and the analysis for measuring, also where another job takes over."""
+    study = twin(undisturbed, tmp_path / "study", OF_RUNS[: OF_RUNS.index(stage)])
+    study.site = site_without_requeue
+    study.submit(("pack", "train") if stage == "pack" else ("measure", "analyse", "report"))
+    first = study.job(stage)
+    study._until(lambda: study.cluster.job(first)["JobState"] == "RUNNING", 120, "it does not start")
+    study._until(lambda: study.layout.starts(stage, study.batch(stage).tasks[0]).exists(), 60, "it does not begin")
+    study.cluster.run("scancel", "--signal=USR2", first)
+    base = first.partition("_")[0]
+    study._until(lambda: study.batch(stage).job not in (None, base), 60, "there is no successor")
+    study.wait()
+    assert study.submit(ALL if stage == "measure" else ("pack", "train")).sent == ()
     assert study.agrees_with(undisturbed)
 
 
