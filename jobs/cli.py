@@ -104,9 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_study(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     parser.add_argument("study", metavar="STUDY", type=Path, nargs="?" if optional else None, help="the study file")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: results/NAME)")
-    parser.add_argument(
-        "--data", action="append", default=[], metavar="NAME=FOLDER", help="folder of a data set, instead of its root"
-    )
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=DIR", help="where a data set lies instead")
 
 
 def _add_site(parser: argparse.ArgumentParser) -> None:
@@ -116,9 +114,7 @@ def _add_site(parser: argparse.ArgumentParser) -> None:
 
 def _add_submit_options(submit: argparse.ArgumentParser) -> None:
     _add_site(submit)
-    submit.add_argument(
-        "--stage", action="append", default=[], metavar="STAGE", help="only this stage; may be repeated"
-    )
+    submit.add_argument("--stage", action="append", default=[], metavar="STAGE", help="only this one; may be repeated")
     submit.add_argument("--only", nargs="+", action="extend", default=[], metavar="RUN", help="only these runs")
     submit.add_argument("--dry-run", action="store_true", help="print scripts, tasks, hours and disk; send nothing")
     submit.add_argument("--strict", action="store_true", help="take any unusable or duplicate image for an error")
@@ -332,7 +328,7 @@ def _cancel(given: argparse.Namespace) -> int:
 
     study, layout = _load(given)
     cancelled = cancel(take_snapshot(study, layout).tasks, layout, given.runs)
-    print(f"cancelled {len(cancelled)} tasks" if cancelled else "nothing is queued or running")
+    print(f"cancelled: {len(cancelled)}" if cancelled else "nothing is queued or running")
     return 0
 
 
@@ -382,7 +378,11 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0 done, 1 a task failed, 2 wrong usage or study, 130 stopped by Ctrl-C.
     """
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given, rest = parser.parse_known_args(arguments)
+    if rest and ("runs" not in given or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    given.runs = [*getattr(given, "runs", []), *rest]  # argparse takes no runs that come after an option
     act: Callable[[argparse.Namespace], int] = given.act
     try:
         return act(given)

@@ -102,12 +102,17 @@ def test_cancel_and_status_afterwards(
     cluster: Cluster, trainings: list[Task], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cancel", "tiny.yaml", "small-all-s1"]) == 0
-    assert capsys.readouterr().out == "cancelled 1 tasks\n"
+    assert capsys.readouterr().out == "cancelled: 1\n"
     assert cluster.calls()[-1] == "scancel 7_[1]"
     cluster.says("squeue", queue_line("7_0", "RUNNING", start=1))
     assert main(["status", "tiny.yaml", "--json"]) == 0
     states = {(row["stage"], row["run"]): row["state"] for row in json.loads(capsys.readouterr().out)}
     assert states["train", "small-all-s1"] == "cancelled"
+    assert main(["cancel", "tiny.yaml", "--output", "results/tiny", "small-all-s0"]) == 0
+    assert cluster.calls()[-1] == "scancel 7_[0]"
+    with pytest.raises(SystemExit):
+        main(["status", "tiny.yaml", "small-all-s0"])
+    assert "unrecognized arguments: small-all-s0" in capsys.readouterr().err
     assert main(["cancel", "tiny.yaml", "$(touch x); --help"]) == 2
     assert "the study has no run of that name" in capsys.readouterr().err
     assert not Path("x").exists()
