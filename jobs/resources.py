@@ -18,6 +18,7 @@ _DEFAULT_SIGNAL_S = 360
 _UNKNOWN_MIN = 1_000_000  # a time that cannot be read is one mistake, and not another one for each comparison
 _OURS = {
     "array": "tasks become arrays by themselves",
+    "comment": "the launcher knows its jobs by it",
     "dependency": "stages are chained by themselves",
     "error": "logs lie in the study's folder",
     "job-name": "jobs are named after the study and the stage",

@@ -170,6 +170,7 @@ MISTAKES = [
     ("--gres=gpu:4", "--gres=tmp:4", "a GPU file must ask for GPUs"),
     ("--gres=gpu:4", "--gres=gpu:a:b:4", "tells no number of GPUs"),
     ("--gres=gpu:4", "--gres=gpu:4 --array=0-3", "--array: is set by the launcher"),
+    ("--gres=gpu:4", "--gres=gpu:4 --comment=mine", "--comment: is set by the launcher"),
     ("--gres=gpu:4", "--gres=gpu:4 --signal=B:USR2@60", "with B: it reaches the shell"),
     ("--gres=gpu:4", "--gres=gpu:4 --signal=USR2@36000", "36000 s before the end is before the start"),
     ("--gres=gpu:4", "--gres=gpu:4 --requeue\n#FLUENCE requeue=no", "does not requeue"),
