@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from fluence.errors import FluenceError
 from fluence.layout import Layout
@@ -19,7 +20,6 @@ from jobs.status import state_rows
 from jobs.tasks import POLLED
 
 EARLIER = "(earlier version)"
-_CHECKPOINT_INTERVAL_S = 600.0
 _HOUR_S = 3600.0
 
 
@@ -90,33 +90,32 @@ def cost(
 
 def _usages(found: Standings, tasks: tuple[Task, ...], layout: Layout) -> Iterable[Usage]:
     models = {task.name: task.run.model for task in tasks if task.run}
-    attempts: dict[tuple[str, str], list[tuple[Standing, tuple[Attempt, ...]]]] = defaultdict(list)
+    attempts: dict[tuple[str, str], list[tuple[float, tuple[Attempt, ...]]]] = defaultdict(list)
     for standing in found.every:
         if standing.job is not None and standing.job.attempts:
             model = models.get(standing.task, EARLIER) if standing.batch.stage in _OF_RUNS else ""
-            attempts[standing.batch.stage, model].append((standing, standing.job.attempts))
+            attempts[standing.batch.stage, model].append((_at_risk_s(standing), standing.job.attempts))
     progress = _progress(tasks, layout, found)
     order = {stage.name: place for place, stage in enumerate(STAGES)}
     for stage, model in sorted(attempts, key=lambda pair: (order[pair[0]], pair[1])):
-        starts = [job for _, job in attempts[stage, model]]
-        yield _usage(stage, model, starts, progress.get((stage, model), 0.0))
+        yield _usage(stage, model, attempts[stage, model], progress.get((stage, model), 0.0))
 
 
 _OF_RUNS = tuple(stage.name for stage in STAGES if stage.each == "run")
 
 
-def _usage(stage: str, model: str, jobs: Sequence[tuple[Attempt, ...]], progress: float) -> Usage:
+def _usage(stage: str, model: str, jobs: Sequence[tuple[float, tuple[Attempt, ...]]], progress: float) -> Usage:
     """Adds up.
 
     Args:
         stage: name of the stage.
         model: name of the model.
-        jobs: the starts of each job.
+        jobs: for each job the seconds that one of its starts may lose, and its starts.
         progress: how much of the stage is done for this model, 0 … 1.
     """
-    starts = [start for job in jobs for start in job]
+    starts = [start for _, job in jobs for start in job]
     gpu_hours = sum(start.elapsed_s * start.num_gpus for start in starts) / _HOUR_S
-    preempted = [start for start in starts if start.was_preempted]
+    preempted = [(min(start.elapsed_s, most), start) for most, job in jobs for start in job if start.was_preempted]
     return Usage(
         stage=stage,
         model=model,
@@ -125,15 +124,16 @@ def _usage(stage: str, model: str, jobs: Sequence[tuple[Attempt, ...]], progress
         gpu_hours=gpu_hours,
         cpu_hours=sum(start.elapsed_s * start.num_cpus for start in starts) / _HOUR_S,
         preemptions=len(preempted),
-        lost_gpu_hours=sum(_lost_s(stage, start) * start.num_gpus for start in preempted) / _HOUR_S,
-        lost_cpu_hours=sum(_lost_s(stage, start) * start.num_cpus for start in preempted) / _HOUR_S,
+        lost_gpu_hours=sum(lost_s * start.num_gpus for lost_s, start in preempted) / _HOUR_S,
+        lost_cpu_hours=sum(lost_s * start.num_cpus for lost_s, start in preempted) / _HOUR_S,
         projected_gpu_hours=gpu_hours / progress if progress and gpu_hours else None,
     )
 
 
-def _lost_s(stage: str, start: Attempt) -> float:
-    """Seconds of work that was done again, at most: since the last checkpoint, or all where a stage keeps none."""
-    return min(start.elapsed_s, _CHECKPOINT_INTERVAL_S) if stage in POLLED else start.elapsed_s
+def _at_risk_s(standing: Standing) -> float:
+    """Seconds of work that a start may lose at most: since the last checkpoint, or all where a stage keeps none."""
+    batch = standing.batch
+    return batch.checkpoint_interval_s if batch.stage in POLLED else inf
 
 
 def _progress(tasks: tuple[Task, ...], layout: Layout, found: Standings) -> dict[tuple[str, str], float]:

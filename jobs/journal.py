@@ -23,6 +23,7 @@ from fluence.errors import ArtifactError
 from fluence.layout import Layout
 from fluence.store.files import explained, read_json, write_json
 
+CHECKPOINT_INTERVAL_S = 600.0
 TOKEN = re.compile(r"fl-[0-9a-f]{12}")
 _MEMBERS = "batch.json"
 
@@ -42,6 +43,7 @@ class Batch:
         submitted_at: seconds since the epoch.
         user: id of the user whose jobs they are.
         cancelled: names of the tasks that were cancelled with `fluence cancel`.
+        checkpoint_interval_s: seconds between two checkpoints of a task.
     """
 
     token: str
@@ -54,6 +56,7 @@ class Batch:
     submitted_at: float
     user: str = ""
     cancelled: frozenset[str] = frozenset()
+    checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
 
     def elements(self, index: int) -> tuple[str, ...]:
         """The ids that the task at `index` can have at Slurm, the likelier first. One task alone is no array."""
@@ -82,7 +85,10 @@ class Journal:
         """The comment that the batch's job carries: token, stage, and the mark of the study's folder."""
         return f"{batch.token} {batch.stage} {self.mark}"
 
-    def intend(self, site: str, stage: str, resource_class: str, tasks: Sequence[str], keys: Sequence[str]) -> Batch:
+    def intend(
+        self, site: str, stage: str, resource_class: str, tasks: Sequence[str], keys: Sequence[str],
+        checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S,
+    ) -> Batch:  # fmt: skip
         """Writes down that a batch is about to be submitted, and gives it its token.
 
         Raises:
@@ -99,6 +105,7 @@ class Journal:
             "keys": list(keys),
             "time": time.time(),
             "user": str(os.getuid()),
+            "checkpoint_interval_s": checkpoint_interval_s,
         }
         write_json(self._layout.submission(token) / _MEMBERS, record)
         self._append(record)
@@ -179,6 +186,7 @@ def _batch(record: dict[str, Any]) -> Batch:
         job=None,
         submitted_at=float(record["time"]),
         user=str(record.get("user", "")),
+        checkpoint_interval_s=float(record.get("checkpoint_interval_s", CHECKPOINT_INTERVAL_S)),
     )
 
 

@@ -165,7 +165,9 @@ class _Submitting:
         jobs: list[str] = []
         for one in drafts.drafts:
             names, keys = [task.name for task in one.tasks], [task.key for task in one.tasks]
-            batch = self._journal.intend(self._site.name, one.stage, one.resource_class, names, keys)
+            batch = self._journal.intend(
+                self._site.name, one.stage, one.resource_class, names, keys, self._options.checkpoint_interval_s
+            )
             place = Place(self._layout.submission(batch.token), snapshot, code)
             sent = self._send(one, batch, place, _after(one, jobs))
             jobs.append(sent.job)

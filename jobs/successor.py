@@ -42,7 +42,7 @@ def submit_successor(slurm: Slurm, layout: Layout, token: str, name: str) -> str
     batches = {batch.token: batch for batch in journal.read()}
     first = batches[token]
     key = first.keys[first.tasks.index(name)]
-    batch = journal.intend(first.site, first.stage, first.resource_class, [name], [key])
+    batch = journal.intend(first.site, first.stage, first.resource_class, [name], [key], first.checkpoint_interval_s)
     old, new = layout.submission(token), layout.submission(batch.token)
     write_text(new / SCRIPT, _script((old / SCRIPT).read_text(encoding="utf-8"), token, batch.token))
     _write_pickle(old / PICKLE, new / PICKLE, name)

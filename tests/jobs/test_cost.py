@@ -122,7 +122,7 @@ ATTEMPTS = st.builds(
 
 @given(st.lists(st.lists(ATTEMPTS, max_size=4).map(tuple), max_size=5), st.sampled_from(["train", "measure"]))
 def test_hours_add_up_and_no_more_is_lost_than_was_used(jobs: list[tuple[Attempt, ...]], stage: str) -> None:
-    usage = _usage(stage, "small", jobs, 0.0)
+    usage = _usage(stage, "small", [(600.0, job) for job in jobs], 0.0)
     slow = sum(a.elapsed_s * a.num_gpus / 3600 for job in jobs for a in job)
     assert usage.gpu_hours == pytest.approx(slow)
     assert 0 <= usage.lost_gpu_hours <= usage.gpu_hours + 1e-9
@@ -134,3 +134,14 @@ def test_the_sum_is_the_sum() -> None:
     usages = (Usage("train", "a", 1, 2, 3.0, 4.0, 1, 0.5, 0.25), Usage("measure", "a", 1, 1, 0.0, 150.0))
     lines = cost_table(Bill(usages, {}, "", ()), "tiny").splitlines()
     assert lines[4].split() == ["sum", "2", "3", "3.00", "154", "1", "0.50", "0.25"]
+
+
+def test_what_preemption_cost_depends_on_the_interval_between_checkpoints(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    tasks = [task for task in TASKS if task.stage == "train"]
+    names, keys = [task.name for task in tasks], [task.key for task in tasks]
+    journal = Journal(layout)
+    journal.submitted(journal.intend("generic", "train", "gpu", names, keys, 60.0).token, "7")
+    starts = [account_line("7_0", "PREEMPTED", start=1000, elapsed_s=7200, gpus=4, cpus=40)]
+    (usage,) = bill(layout, [*starts, account_line("7_0", "COMPLETED", start=9000, elapsed_s=60, gpus=4)]).usages
+    assert usage.lost_gpu_hours == 4 * 60 / 3600

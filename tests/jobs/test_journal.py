@@ -24,6 +24,7 @@ def test_a_batch_is_known_before_and_after_slurm_has_answered(tmp_path: Path) ->
     journal = Journal(Layout(tmp_path))
     assert journal.read() == []
     batch = intend(journal)
+    assert batch.checkpoint_interval_s == 600
     assert TOKEN.fullmatch(batch.token)
     assert journal.read() == [batch]
     assert batch.job is None
