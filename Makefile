@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# What the test cluster itself does; alone on the machine, while the others run on two clusters at once.
+CLUSTER_TESTS := tests/cluster/test_cluster.py
 
 .PHONY: demo test test-slurm lint clean cluster cluster-down
 
@@ -17,7 +19,8 @@ test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest -m "not slurm" -n 2 --dist worksteal
 
 test-slurm: $(VENV)/.installed-test
-	FLUENCE_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm -n 2 --dist worksteal
+	FLUENCE_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm $(CLUSTER_TESTS)
+	FLUENCE_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm -n 2 --dist worksteal --ignore=$(CLUSTER_TESTS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
