@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,17 @@ def job_parameters(site: Site, draft: Draft, token: str, comment: str, after: st
     others = parameters["slurm_additional_parameters"]
     if not is_parallel(draft):
         parameters |= {"nodes": 1, "tasks_per_node": 1}
-        others |= {name: _COUNT.sub("1", str(others[name])) for name in _GPU_OPTIONS if name in others}
+        others |= with_gpus(others, 1)
     others["comment"] = comment
     if after:
         others["dependency"] = after
     own = {"name": f"{token}-{draft.stage}", "stderr_to_stdout": True, "array_parallelism": len(draft.tasks)}
     return parameters | own
+
+
+def with_gpus(options: Mapping[str, Any], number: int) -> dict[str, str]:
+    """The options that ask for GPUs, with another number of them: `gpu:v100:4` → `gpu:v100:1`."""
+    return {name: _COUNT.sub(str(number), str(options[name])) for name in _GPU_OPTIONS if name in options}
 
 
 def job_script(site: Site, draft: Draft, place: Place, parameters: dict[str, Any]) -> str:

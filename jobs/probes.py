@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 import time
@@ -15,6 +14,7 @@ from fluence.store.files import write_text
 from jobs.check import kernels_fit
 from jobs.code import freeze_code
 from jobs.findings import Finding, Findings
+from jobs.jobscript import with_gpus
 from jobs.nodeprobe import NodeView, read_view
 from jobs.resources import CLASSES, ResourceClass, Resources
 from jobs.sites import Site, directive_lines
@@ -23,7 +23,6 @@ from jobs.slurm import NoAnswer, Slurm
 _SKEW_S, _BAD_SKEW_S = 5.0, 120.0  # munge refuses messages that are 300 s off
 _PROBE_MIN = 10
 _POLL_S, _ASK_S, _SHOWS_WITHIN_S = 1.0, 15.0, 75.0
-_COUNT = re.compile(r"(?<![0-9A-Za-z])[0-9]+$")
 _LOCKS_OFF = "write `export HDF5_USE_FILE_LOCKING=FALSE` below the directives of the site's files"
 
 
@@ -65,9 +64,7 @@ class Probes:
         }
         left_out = {"time-min", "signal", "exclusive"}
         options = {key: value for key, value in resources.directives.items() if key not in left_out} | own
-        for option in ("gres", "gpus", "gpus-per-node"):
-            if option in options:
-                options[option] = _COUNT.sub(str(max(1, resources.gpus_per_node)), str(options[option]))
+        options |= with_gpus(options, resources.gpus_per_node)
         if resources.caps.requeue and "no-requeue" not in options:
             options["requeue"] = None
         lines = [

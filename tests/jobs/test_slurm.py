@@ -288,7 +288,6 @@ def test_nothing_is_known_before_anything_was_asked() -> None:
 
 def test_sbatch_sees_no_option_of_the_shell_or_of_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path, "sbatch", f"env > '{tmp_path}/seen'")
-    program(tmp_path, "squeue", f"env > '{tmp_path}/seen'")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     others = {"SBATCH_ACCOUNT": "other", "SLURM_MEM_PER_CPU": "1", "SLURM_CONF": "/etc/slurm.conf"}
     for name, value in others.items():
