@@ -24,6 +24,7 @@ _ADVICE = {
     errno.EDQUOT: "the quota is used up: free some space or inodes and start again",
     errno.EACCES: "you may not write there: choose another folder with --output",
     errno.EPERM: "you may not write there: choose another folder with --output",
+    errno.ENOENT: "no folder can be made there: choose another one with --output",
     errno.ENOTDIR: "a file stands where a folder is needed: choose another folder with --output",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.EROFS: "the file system is read-only: choose another folder with --output",
@@ -47,7 +48,8 @@ def explained(path: Path, only: Container[int] = _ADVICE) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in only:
+        elsewhere = error.errno == errno.ENOENT and not path.is_relative_to(str(error.filename))
+        if error.errno not in only or elsewhere:
             raise
         raise UnwritableError(f"{path}: {_ADVICE[error.errno]}") from error
 

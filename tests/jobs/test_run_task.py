@@ -14,6 +14,7 @@ from fluence.store.outcome import read_outcome
 from fluence.study import Study
 from jobs import tasks
 from jobs.snapshot import Snapshot
+from jobs.status import locked
 from jobs.tasks import EXIT_FAILED, EXIT_WRONG, Execution, run_task
 
 STUDY = {
@@ -76,3 +77,11 @@ def test_another_refusal_of_the_system_is_the_tasks_own(tmp_path: Path, monkeypa
     outcome = read_outcome(layout.outcome("pack", "faces"))
     assert outcome is not None
     assert outcome.reason.startswith("PermissionError")
+
+
+def test_a_place_where_no_folder_can_be_made() -> None:
+    with (
+        pytest.raises(UnwritableError, match="no folder can be made there"),
+        locked(Layout(Path("/proc/nobody/study"))),
+    ):
+        pass
