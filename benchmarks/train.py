@@ -125,7 +125,7 @@ def _bare_loop(spec: TrainSpec) -> Callable[[], None]:
         for batch in order.split(batch_size):
             x = images[batch]
             with autocast(precision, device):
-                output = model(x, torch.randn(len(x), *model.latent_shape, device=device))
+                output = model(x, torch.randn(len(x), *model.noise_shape, device=device))
             losses, _ = objective(output, x)
             losses.mean().backward()
             optimizer.step()

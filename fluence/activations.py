@@ -13,7 +13,7 @@ from fluence.allocator import keep_freed_memory
 from fluence.data.images import ResidentImages, rows_of_group, split_rows
 from fluence.errors import ArtifactError, Interrupted
 from fluence.layout import Layout, Run
-from fluence.models import ConvVae, build
+from fluence.models import Autoencoder, build
 from fluence.models.recording import Recorder, record
 from fluence.probes import ErrorProbe
 from fluence.store.activations import ActivationWriter, LayerInfo, NeedsFloat32, Which
@@ -178,7 +178,7 @@ class _Extraction:
         }
 
 
-def _trained(spec: ExtractSpec, image_size_px: int) -> ConvVae:
+def _trained(spec: ExtractSpec, image_size_px: int) -> Autoencoder:
     """The run's network with its trained weights, in eval mode.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fluence.losses import Lpips, per_image_errors
-from fluence.models import VaeOutput
+from fluence.models import Output
 from fluence.study import Record
 
 
@@ -26,6 +26,6 @@ class ErrorProbe:
         lpips = ("lpips_error",) if self._lpips else ()
         self.names: tuple[str, ...] = ("l1_error", "l2_error", "ssim_error", *lpips)
 
-    def __call__(self, images: torch.Tensor, output: VaeOutput) -> dict[str, torch.Tensor]:
+    def __call__(self, images: torch.Tensor, output: Output) -> dict[str, torch.Tensor]:
         """Images [B, 3, H, W] in [0, 1] and what the network made of them → float64 [B] by name."""
         return per_image_errors(images, output.reconstruction, self._lpips)

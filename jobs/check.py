@@ -153,15 +153,15 @@ def _nearest(word: str, words: list[str]) -> str:
 
 
 def _models(study: Study) -> Findings:
-    from fluence.models.architectures import check_image_size, check_layers
+    from fluence.models.architectures import check_image_size, check_layers, recordable_names
 
     for name in study.model_names:
         model, key = study.models[name], f"models.{name}"
         found = []
         try:
-            check_image_size(model.architecture, study.data.image_size_px, model.norm)
+            check_image_size(model.architecture, study.data.image_size_px, model.norms.encoder)
             if study.record.layers != "encoder":
-                check_layers(model.architecture, study.record.layers)
+                check_layers(recordable_names(model), study.record.layers, f"record.layers: {name!r}")
         except StudyError as error:
             found = [replace(finding, key=finding.key.replace("models.*", key)) for finding in findings_of(error, key)]
         yield from found or [Finding("ok", key, f"{model.kind}, {model.architecture}, width {model.width:g}")]

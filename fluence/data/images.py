@@ -98,10 +98,12 @@ class ResidentImages:
     Args:
         pixels: uint8 [num_images, H, W, 3].
         device: where they stay.
+        attributes: values of columns that go with the images, float [num_images, num_columns], NaN where unknown.
     """
 
-    def __init__(self, pixels: np.ndarray, device: torch.device) -> None:
+    def __init__(self, pixels: np.ndarray, device: torch.device, attributes: np.ndarray | None = None) -> None:
         self._pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
+        self._attributes = None if attributes is None else torch.from_numpy(attributes.astype(np.float32)).to(device)
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -119,3 +121,11 @@ class ResidentImages:
             mask = flip.to(torch.uint8).neg()[:, None, None, None]
             pixels ^= (pixels ^ pixels.flip(2)) & mask
         return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+    def attributes_of(self, images: Tensor) -> Tensor | None:
+        """Values of the columns of the chosen images, float32 [B, num_columns]; None if there are no columns.
+
+        Args:
+            images: positions, int64 [B], on the device.
+        """
+        return None if self._attributes is None else self._attributes.index_select(0, images)

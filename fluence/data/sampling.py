@@ -28,11 +28,13 @@ class Share:
 
     Attributes:
         images: float32 [share, 3, H, W] in [0, 1].
-        noise: standard normal, float32 [share, *latent_shape].
+        noise: standard normal, float32 [share, *noise_shape].
+        attributes: values of the columns that latents follow, float32 [share, num_columns]; None without any.
     """
 
     images: Tensor
     noise: Tensor
+    attributes: Tensor | None = None
 
 
 class Sampler:
@@ -43,19 +45,19 @@ class Sampler:
     Args:
         images: the training images.
         batch_size: images per optimiser step, over all processes.
-        latent_shape: shape of one image's noise.
+        noise_shape: shape of one image's noise.
         seed: the run's seed.
         horizontal_flip: mirror each image in about half of the epochs.
         rank: which of the `world_size` shares of each batch to deal out.
     """
 
     def __init__(
-        self, images: ResidentImages, batch_size: int, latent_shape: tuple[int, ...], *, seed: int,
+        self, images: ResidentImages, batch_size: int, noise_shape: tuple[int, ...], *, seed: int,
         horizontal_flip: bool, device: torch.device, rank: int = 0, world_size: int = 1,
     ) -> None:  # fmt: skip
         self.batch_size = min(batch_size, len(images))
         self.batches_per_epoch = len(images) // self.batch_size
-        self._images, self._latent_shape = images, latent_shape
+        self._images, self._noise_shape = images, noise_shape
         self._seed, self._horizontal_flip, self._device = seed, horizontal_flip, device
         self._share = share_of(self.batch_size, rank, world_size)
         self._noise = torch.Generator(device)
@@ -68,7 +70,8 @@ class Sampler:
         start = batch * self.batch_size
         chosen = self._order[start : start + self.batch_size][self._share]
         flip = self._flip[chosen] if self._horizontal_flip else None
-        return Share(self._images.batch(chosen, flip), self._noise_of(epoch, batch)[self._share])
+        noise = self._noise_of(epoch, batch)[self._share]
+        return Share(self._images.batch(chosen, flip), noise, self._images.attributes_of(chosen))
 
     def _shuffle(self, epoch: int) -> None:
         """Order and mirroring of a whole epoch go to the device at once: a step then copies nothing there."""
@@ -81,7 +84,7 @@ class Sampler:
     def _noise_of(self, epoch: int, batch: int) -> Tensor:
         """Noise of the whole batch, from which every process takes its share."""
         self._noise.manual_seed(derived_seed(self._seed, "noise", epoch, batch))
-        return torch.randn((self.batch_size, *self._latent_shape), generator=self._noise, device=self._device)
+        return torch.randn((self.batch_size, *self._noise_shape), generator=self._noise, device=self._device)
 
 
 def share_of(num_images: int, rank: int, world_size: int) -> slice:

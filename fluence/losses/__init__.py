@@ -9,20 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fluence.losses.objective import Objective, effective_beta, per_image_errors
-    from fluence.losses.reconstruction import Lpips, l1, l2, ssim, ssim_loss
-    from fluence.losses.regularizers import kl_to_standard_normal
+    from fluence.losses.latent import kl_to_standard_normal
+    from fluence.losses.objective import Objective, effective_beta
+    from fluence.losses.perceptual import Lpips
+    from fluence.losses.reconstruction import l1, l2, per_image_errors, ssim, ssim_loss
 
 _HOME = {
     "Objective": "objective",
     "effective_beta": "objective",
-    "per_image_errors": "objective",
-    "Lpips": "reconstruction",
+    "per_image_errors": "reconstruction",
+    "Lpips": "perceptual",
     "l1": "reconstruction",
     "l2": "reconstruction",
     "ssim": "reconstruction",
     "ssim_loss": "reconstruction",
-    "kl_to_standard_normal": "regularizers",
+    "kl_to_standard_normal": "latent",
 }
 __all__ = [
     "Lpips",

@@ -5,96 +5,98 @@ Training and validation share it, so that the best epoch is chosen by the loss t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fluence.errors import StudyError
-from fluence.losses.reconstruction import Lpips, l1, l2, ssim_loss
-from fluence.losses.regularizers import kl_to_standard_normal
-from fluence.study import LpipsLoss, Reconstruction, VaeModel
+from fluence.losses.latent import latent_terms
+from fluence.losses.reconstruction import SUMS, reconstruction_terms
+from fluence.losses.terms import ModelOutput, Pass, Term
+from fluence.study import Model, VaeModel
 
 NUM_CHANNELS = 3
-SUMS = {"l1": l1, "l2": l2}
-"""Losses that are sums over the pixel values of an image."""
-MEANS = {"ssim": ssim_loss}
-"""Losses that are means over an image; LPIPS, which has weights of its own, is another."""
-
-
-class ModelOutput(Protocol):
-    """What the objective needs of a model's output: [B, 3, H, W], [B, ...] and [B, ...]."""
-
-    @property
-    def reconstruction(self) -> Tensor: ...
-    @property
-    def mu(self) -> Tensor: ...
-    @property
-    def logvar(self) -> Tensor: ...
 
 
 class Objective(nn.Module):
-    """Σ weight · reconstruction term + β · KL, for each image.
+    """Σ weight · term, for each image: reconstruction, what the kind of model adds, and constraints.
 
-    Always computed in float32 at least, also inside autocast. It has no trainable parameters, and an LPIPS
-    network in it is frozen.
+    Always computed in float32 at least, also inside autocast. It has no trainable parameters, and the networks in it
+    are frozen.
+
+    Attributes:
+        layers: names of the layers whose values it needs, in no order.
+        columns: columns of the packed images whose values it needs, in the order that it expects them.
     """
 
-    def __init__(self, model: VaeModel) -> None:
-        """Loads the LPIPS networks that the model names.
+    def __init__(self, model: Model, trained: Mapping[str, nn.Module] | None = None) -> None:
+        """Loads the feature networks that the model names.
+
+        Args:
+            model: settings of the model.
+            trained: models of the same study whose features are compared, by name.
 
         Raises:
             StudyError: a term is listed twice, or weights are missing.
             ArtifactError: a weights file is damaged.
         """
         super().__init__()
-        self.kl_weight = model.kl_weight
-        self.networks = nn.ModuleList()
-        self._terms: dict[str, tuple[float, Callable[[Tensor, Tensor], Tensor]]] = {}
-        for term in model.reconstruction:
-            self._add(term)
+        self._terms = {term.name: term for term in _no_two_alike(_terms_of(model, trained or {}))}
+        self.networks = nn.ModuleList(term.network for term in self._terms.values() if term.network is not None)
+        self.layers = tuple({layer for term in self._terms.values() for layer in term.layers})
+        self.columns: tuple[str, ...] = ()
 
-    def _add(self, term: Reconstruction) -> None:
-        function: Callable[[Tensor, Tensor], Tensor]
-        if isinstance(term, LpipsLoss):
-            network = Lpips(term.net, term.weights)
-            self.networks.append(network)
-            function, name = network, f"reconstruction/{network.name}"
-        else:
-            function, name = (SUMS | MEANS)[term.loss], f"reconstruction/{term.loss}"
-        if name in self._terms:
-            raise StudyError(f"models.*.reconstruction: {name} is listed twice; give it one weight")
-        self._terms[name] = (term.weight, function)
-
-    def forward(self, output: ModelOutput, images: Tensor, kl_scale: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self,
+        output: ModelOutput,
+        images: Tensor,
+        values: Mapping[str, Tensor] | None = None,
+        attributes: Tensor | None = None,
+        *,
+        kl_scale: float = 1.0,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each image, and its terms.
+
+        A term of the whole batch is added to every image alike, so that the mean over the (global) batch holds it once.
 
         Args:
             output: the model's output for these images.
             images: [B, 3, H, W] in [0, 1].
-            kl_scale: factor of β during its warm-up, from 0 to 1; validation uses 1.
+            values: values of `layers`, [B, ...] each.
+            attributes: values of `columns`, [B, num_columns].
+            kl_scale: factor of the terms that warm up, from 0 to 1; validation uses 1.
 
         Returns:
-            the loss [B], and the detached terms [B] by name: `reconstruction/<term>` and `kl` without their
-            weights, and `loss`. The mean over the (global) batch is the caller's.
+            the loss [B], and the detached terms [B] by name, without their weights, and `loss`. The mean over the
+            (global) batch is the caller's.
         """
         with torch.autocast(images.device.type, enabled=False):
-            terms = {
-                name: function(_exact(output.reconstruction), _exact(images))
-                for name, (_, function) in self._terms.items()
-            }
-            kl = kl_to_standard_normal(_exact(output.mu), _exact(output.logvar))
-            total = kl_scale * self.kl_weight * kl
-            for name, (weight, _) in self._terms.items():
-                total = total + weight * terms[name]
-        terms |= {"kl": kl, "loss": total}
+            seen = Pass.of(output, images, values or {}, attributes)
+            terms = {name: term.function(seen).expand(len(images)) for name, term in self._terms.items()}
+            # From the last term to the first: an order of additions that no setting changes.
+            total = sum(
+                (kl_scale if term.warms_up else 1.0) * term.weight * terms[name]
+                for name, term in reversed(self._terms.items())
+                if term.weight
+            )
+        terms["loss"] = total
         return total, {name: value.detach() for name, value in terms.items()}
 
 
-def _exact(x: Tensor) -> Tensor:
-    """Half precision becomes float32; float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _terms_of(model: Model, trained: Mapping[str, nn.Module]) -> Iterator[Term]:
+    """Every family of terms, in the order in which they are logged and added up."""
+    yield from reconstruction_terms(model, trained)
+    yield from latent_terms(model)
+
+
+def _no_two_alike(terms: Iterator[Term]) -> Iterator[Term]:
+    names: set[str] = set()
+    for term in terms:
+        if term.name in names:
+            raise StudyError(f"models.*: the term {term.name} is listed twice; give it one weight")
+        names.add(term.name)
+        yield term
 
 
 def effective_beta(model: VaeModel, image_size_px: int) -> float:
@@ -109,28 +111,3 @@ def effective_beta(model: VaeModel, image_size_px: int) -> float:
     num_values = NUM_CHANNELS * image_size_px**2
     weights = (term.weight / (1 if term.loss in SUMS else num_values) for term in model.reconstruction)
     return model.kl_weight / sum(weights)
-
-
-@torch.no_grad()
-def per_image_errors(originals: Tensor, reconstructions: Tensor, lpips: Lpips | None = None) -> dict[str, Tensor]:
-    """Reconstruction error of each image in each measure, the same for every training loss.
-
-    Args:
-        originals: [B, 3, H, W] in [0, 1].
-        reconstructions: [B, 3, H, W] in [0, 1].
-        lpips: the network to measure LPIPS with, or None.
-
-    Returns:
-        float64 [B] each: `l1_error` and `l2_error`, means over the image's pixel values, so that image sizes can
-        be compared; `ssim_error`, 1 − SSIM; and `lpips_error`, if a network is given.
-    """
-    x, y = reconstructions.double(), originals.double()
-    num_values = x[0].numel()
-    errors = {
-        "l1_error": l1(x, y) / num_values,
-        "l2_error": l2(x, y) / num_values,
-        "ssim_error": ssim_loss(x, y),
-    }
-    if lpips is not None:
-        errors["lpips_error"] = lpips(reconstructions.float(), originals.float()).double()
-    return errors

@@ -5,22 +5,18 @@ Images are [B, C, H, W] in [0, 1]. L1 and L2 are sums over the image, 1 − SSIM
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from fluence.errors import ArtifactError, StudyError
-from fluence.losses.weights import RANDOM, find_weights
-
-if TYPE_CHECKING:
-    import lpips
+from fluence.errors import StudyError
+from fluence.losses.perceptual import Lpips
+from fluence.losses.terms import Pass, Term
+from fluence.study import LpipsLoss, Model, Reconstruction
 
 SSIM_WINDOW_PX, SSIM_SIGMA_PX = 11, 1.5
 SSIM_K1, SSIM_K2 = 0.01, 0.03
-RANDOM_TRUNK_SEED = 0
 
 
 def l1(reconstruction: Tensor, original: Tensor) -> Tensor:
@@ -90,59 +86,58 @@ def _window_matrix(side: int, like: Tensor) -> Tensor:
     return weights / weights.sum(0)
 
 
-class Lpips(nn.Module):
-    """Learned perceptual image patch similarity, frozen; it stays in eval mode when its parent trains.
+SUMS = {"l1": l1, "l2": l2}
+"""Losses that are sums over the pixel values of an image."""
+MEANS = {"ssim": ssim_loss}
+"""Losses that are means over an image; those with a network of their own are others."""
 
-    The linear weights are those of the `lpips` package (version 0.1). The trunk's come from a file on disk, or
-    are random when the study says so: never silently.
 
-    Source: Zhang et al. 2018, eq. 1.
+def reconstruction_terms(model: Model, trained: Mapping[str, nn.Module]) -> Iterator[Term]:
+    """The terms that compare images with their reconstructions.
+
+    Args:
+        model: settings of the model.
+        trained: models of the same study whose features are compared, by name.
+
+    Raises:
+        StudyError: weights are missing.
+        ArtifactError: a weights file is damaged.
     """
-
-    def __init__(self, net: str, weights: str) -> None:
-        """For `net` alex, vgg or squeeze; `weights` as in `fluence.losses.weights.find_weights`.
-
-        Raises:
-            StudyError: the weights file is missing.
-            ArtifactError: the weights file is damaged or belongs to another network.
-        """
-        super().__init__()
-        path = find_weights(net, weights)
-        self.name = f"lpips_{net}" + ("_random" if weights == RANDOM else "")
-        self.network = _lpips_with_random_trunk(net)
-        if path is not None:
-            _load_trunk(self.network.net, path)
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> Lpips:
-        """Stays in eval mode, whatever is asked for."""
-        return super().train(False)
-
-    def forward(self, reconstruction: Tensor, original: Tensor) -> Tensor:
-        """[B, 3, H, W] twice, in [0, 1] → [B], at least 0. The trunk sees them in [−1, 1]."""
-        return self.network(2 * reconstruction - 1, 2 * original - 1).flatten()
+    return (_term(loss, trained) for loss in model.reconstruction)
 
 
-def _lpips_with_random_trunk(net: str) -> lpips.LPIPS:
-    """The package's network, without its download; the same random numbers every time."""
-    import lpips  # with torchvision, half of a short task's start: only where LPIPS is asked for
-
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The parameter 'pretrained' is deprecated", UserWarning)
-        warnings.filterwarnings("ignore", "Arguments other than a weight enum", UserWarning)
-        torch.manual_seed(RANDOM_TRUNK_SEED)
-        return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+def _term(loss: Reconstruction, trained: Mapping[str, nn.Module]) -> Term:
+    if isinstance(loss, LpipsLoss):
+        network = Lpips(loss.net, loss.weights)
+        return Term(f"reconstruction/{network.name}", loss.weight, _comparing(network), network=network)
+    return Term(f"reconstruction/{loss.loss}", loss.weight, _comparing((SUMS | MEANS)[loss.loss]))
 
 
-def _load_trunk(trunk: nn.Module, path: Path) -> None:
-    """Fill a trunk from torchvision's state dict: `features.5.weight` is the trunk's `slice2.5.weight`."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        wanted = {name: "features." + name.split(".", 1)[1] for name in trunk.state_dict()}
-        trunk.load_state_dict({name: saved[theirs] for name, theirs in wanted.items()})
-    except Exception as error:
-        raise ArtifactError(
-            f"{path} cannot be read as torchvision's weights of this trunk ({type(error).__name__}: "
-            f"{str(error).partition(chr(10))[0]}); fetch it again, or correct `net:`"
-        ) from error
+def _comparing(distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Pass], Tensor]:
+    """A distance between reconstruction and original, as a function of a pass."""
+    return lambda seen: distance(seen.reconstruction, seen.images)
+
+
+@torch.no_grad()
+def per_image_errors(originals: Tensor, reconstructions: Tensor, lpips: Lpips | None = None) -> dict[str, Tensor]:
+    """Reconstruction error of each image in each measure, the same for every training loss.
+
+    Args:
+        originals: [B, 3, H, W] in [0, 1].
+        reconstructions: [B, 3, H, W] in [0, 1].
+        lpips: the network to measure LPIPS with, or None.
+
+    Returns:
+        float64 [B] each: `l1_error` and `l2_error`, means over the image's pixel values, so that image sizes can
+        be compared; `ssim_error`, 1 − SSIM; and `lpips_error`, if a network is given.
+    """
+    x, y = reconstructions.double(), originals.double()
+    num_values = x[0].numel()
+    errors = {
+        "l1_error": l1(x, y) / num_values,
+        "l2_error": l2(x, y) / num_values,
+        "ssim_error": ssim_loss(x, y),
+    }
+    if lpips is not None:
+        errors["lpips_error"] = lpips(reconstructions.float(), originals.float()).double()
+    return errors

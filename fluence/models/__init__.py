@@ -10,17 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fluence.models.autoencoders import ConvVae, VaeOutput, build
+    from fluence.models.autoencoders import Autoencoder, Output, build
     from fluence.models.recording import Recorder, record
 
 _HOME = {
-    "ConvVae": "autoencoders",
-    "VaeOutput": "autoencoders",
+    "Autoencoder": "autoencoders",
+    "Output": "autoencoders",
     "build": "autoencoders",
     "Recorder": "recording",
     "record": "recording",
 }
-__all__ = ["ConvVae", "Recorder", "VaeOutput", "build", "record"]
+__all__ = ["Autoencoder", "Output", "Recorder", "build", "record"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fluence.errors import StudyError
+from fluence.study import Layers, Model
 
 LATENT_LAYER = "mu"
 """Name under which the means of the latent distribution are recorded."""
@@ -101,17 +102,41 @@ def check_image_size(architecture: str, image_size_px: int, norm: str = "none") 
         )
 
 
-def check_layers(architecture: str, names: Sequence[str]) -> None:
-    """Refuse names of layers that an architecture has not.
+def choose_layers(architecture: str, layers: Layers) -> tuple[str, ...]:
+    """Names of the layers that a study means by words, names or numbers (from 1; the last is the code), in order.
+
+    `conv1` in words is the first convolution, whatever its name.
+
+    Raises:
+        StudyError: there is no such layer; says which there are.
+    """
+    names = ARCHITECTURES[architecture].layer_names
+    words = {"everywhere": names, "all but conv1": names[1:], "all but conv1 and the means": names[1:-1], "none": ()}
+    if isinstance(layers, str):
+        return words[layers]
+    wanted = [names[layer - 1] if isinstance(layer, int) and layer <= len(names) else str(layer) for layer in layers]
+    check_layers(names, wanted, f"models.*: {architecture!r}")
+    return tuple(name for name in names if name in wanted)
+
+
+def recordable_names(model: Model) -> tuple[str, ...]:
+    """Names of all layers of a model that can be recorded, in the order of the forward pass."""
+    return ARCHITECTURES[model.architecture].layer_names
+
+
+def check_layers(allowed: Sequence[str], names: Sequence[str], who: str = "record.layers: this model") -> None:
+    """Refuse names of layers that a model has not.
+
+    Args:
+        allowed: names of the layers that it has.
+        names: names in the study.
+        who: the setting that holds them, and whose layers they should be; the beginning of the message.
 
     Raises:
         StudyError: with the likely name and all allowed names.
     """
-    allowed = ARCHITECTURES[architecture].layer_names
     for name in names:
         if name not in allowed:
             close = difflib.get_close_matches(name, allowed, n=1)
             guess = f"did you mean {close[0]!r}? " if close else ""
-            raise StudyError(
-                f"record.layers: {architecture!r} has no layer {name!r}; {guess}Allowed: {', '.join(allowed)}"
-            )
+            raise StudyError(f"{who} has no layer {name!r}; {guess}Allowed: {', '.join(allowed)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -9,82 +10,93 @@ from torch import Tensor, nn
 
 from fluence.models.architectures import ARCHITECTURES, LATENT_LAYER, check_image_size, scaled
 from fluence.models.decoders import build_decoder
-from fluence.models.encoders import Posterior, build_encoder
+from fluence.models.encoders import build_encoder
+from fluence.models.latents import NormalHead
 from fluence.models.layers import at_least_float32
 from fluence.store.activations import LayerInfo
-from fluence.study import VaeModel
+from fluence.study import Model
 
 
-class VaeOutput(NamedTuple):
+class Output(NamedTuple):
     """What a forward pass returns.
 
     Attributes:
         reconstruction: [B, 3, H, W], in [0, 1].
-        mu: means of the latent distribution, [B, *latent_shape].
-        logvar: logarithms of its variances, [B, *latent_shape].
+        mu: the code without chance, [B, *latent_shape]; of a VAE the means of the latent distribution.
+        logvar: logarithms of its variances, [B, *latent_shape]; None where the model has none.
         z: what the decoder saw, [B, *latent_shape].
+        extras: further loss terms that belong to the kind of model, by name, [B] each.
     """
 
     reconstruction: Tensor
     mu: Tensor
-    logvar: Tensor
+    logvar: Tensor | None
     z: Tensor
+    extras: dict[str, Tensor]
 
 
-class ConvVae(nn.Module):
-    """A convolutional variational autoencoder.
+HEADS: dict[str, Callable[[Model, tuple[int, int, int]], nn.Module]] = {
+    "vae": lambda model, map_shape: NormalHead(model.latent, map_shape),
+}
+"""What makes the code of each kind of model from the encoder's last map [C, h, w]."""
 
-    Source: Kingma & Welling 2014.
+
+class Autoencoder(nn.Module):
+    """A convolutional encoder, a head that makes the code, and a decoder.
 
     Attributes:
-        latent_shape: shape of one image's latent, (C, h, w) or (D,); that of the noise that `forward` takes.
+        latent_shape: shape of one image's code, (C, h, w) or (D,).
+        noise_shape: shape of the standard normal numbers that `forward` takes for one image.
         recordable: every layer that can be recorded, in the order of the forward pass.
     """
 
-    def __init__(self, model: VaeModel, image_size_px: int) -> None:
+    def __init__(self, model: Model, image_size_px: int) -> None:
         """Draws its weights from torch's global random numbers; `build` gives them a seed.
 
         Raises:
-            StudyError: if the encoder's halvings do not divide the image size.
+            StudyError: if the model's settings do not go together, or not with the image size.
         """
         super().__init__()
-        check_image_size(model.architecture, image_size_px, model.norm)
+        check_image_size(model.architecture, image_size_px, model.norms.encoder)
         plan = ARCHITECTURES[model.architecture]
         side = image_size_px // plan.reduction
         map_shape = (scaled(plan.encoder[-1].channels, model.width), side, side)
-        self.architecture = model.architecture
-        self.encoder = build_encoder(plan.encoder, model.width, model.norm)
-        self.posterior = Posterior(model.latent, map_shape)
-        self.latent_shape = self.posterior.shape
-        self.decoder = build_decoder(plan.decoder, model.width, model.norm, self.latent_shape, map_shape)
+        self.settings = model
+        self.encoder = build_encoder(plan.encoder, model.width, model.norms.encoder)
+        self.head = HEADS[model.kind](model, map_shape)
+        self.latent_shape: tuple[int, ...] = self.head.shape
+        self.noise_shape: tuple[int, ...] = self.head.noise_shape
+        self.decoder = build_decoder(plan.decoder, model.width, model.norms.decoder, self.latent_shape, map_shape)
         self.recordable = _recordable(model, image_size_px, self.latent_shape)
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> VaeOutput:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Output:
         """Encode, draw z and decode.
 
         Args:
             x: images [B, 3, H, W] in [0, 1].
-            noise: standard normal numbers [B, *latent_shape] for z = μ + σ · noise. In eval mode, and without
-                noise, z = μ.
+            noise: standard normal numbers [B, *noise_shape]. In eval mode, and without noise, nothing is drawn.
         """
-        mu, logvar = self.encode(x)
-        z = mu if noise is None or not self.training else mu + (0.5 * logvar).exp() * noise
-        return VaeOutput(self.decode(z), mu, logvar, z)
+        code = self.head(self.encoder(2 * x - 1), noise if self.training else None)
+        return Output(self.decode(code.z), code.mu, code.logvar, code.z, code.extras)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, H, W] in [0, 1] → μ and ln σ², each [B, *latent_shape]."""
-        return self.posterior(self.encoder(2 * x - 1))
+    def encode(self, x: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] → their codes without chance, [B, *latent_shape]."""
+        return self.head(self.encoder(2 * x - 1), None).mu
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents [B, *latent_shape] → images [B, 3, H, W] in [0, 1]."""
+        """Codes [B, *latent_shape] → images [B, 3, H, W] in [0, 1]."""
         return at_least_float32(self.decoder(z)).sigmoid()
 
-    def place(self, layer: str) -> nn.Module:
-        """The module whose input is a layer's value before its non-linearity, and whose output after it."""
-        return self.get_submodule("posterior.mu" if layer == LATENT_LAYER else f"encoder.{layer}.activation")
+    def encoder_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name and weights of all that leads to the code."""
+        return ((name, p) for name, p in self.named_parameters() if not name.startswith("decoder."))
+
+    def place(self, layer: str, tap: str) -> nn.Module:
+        """The module whose output is a layer's value after (`post`) or before (`pre`) its non-linearity and gates."""
+        return self.get_submodule("head.mu" if layer == LATENT_LAYER else f"encoder.{layer}.{tap}")
 
 
-def _recordable(model: VaeModel, image_size_px: int, latent_shape: tuple[int, ...]) -> tuple[LayerInfo, ...]:
+def _recordable(model: Model, image_size_px: int, latent_shape: tuple[int, ...]) -> tuple[LayerInfo, ...]:
     infos, side = [], image_size_px
     for layer in ARCHITECTURES[model.architecture].encoder:
         side //= layer.stride
@@ -94,10 +106,7 @@ def _recordable(model: VaeModel, image_size_px: int, latent_shape: tuple[int, ..
     return (*infos, LayerInfo(name=LATENT_LAYER, shape=latent_shape, tap="post", kind="latent"))
 
 
-MODELS: dict[str, type[ConvVae]] = {"vae": ConvVae}
-
-
-def build(model: VaeModel, image_size_px: int, seed: int) -> ConvVae:
+def build(model: Model, image_size_px: int, seed: int) -> Autoencoder:
     """A model with the weights that belong to a seed, on the CPU; torch's global random numbers do not move.
 
     Raises:
@@ -105,4 +114,4 @@ def build(model: VaeModel, image_size_px: int, seed: int) -> ConvVae:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[model.kind](model, image_size_px)
+        return Autoencoder(model, image_size_px)

@@ -121,23 +121,28 @@ def he_normal(layer: nn.Conv2d | nn.Linear, nonlinearity: Nonlinearity = "relu")
 
 
 class ConvUnit(nn.Module):
-    """3 × 3 convolution, normalisation, ReLU and, if asked for, a max-pooling.
+    """Convolution, normalisation, non-linearity, gates if there are any, and, if asked for, a max-pooling.
 
-    `activation` is the place where the unit is recorded: its input is the value before the non-linearity, its
-    output the value after it.
+    `pre` and `post` are where the unit is recorded: their outputs are the values before the non-linearity, and after
+    it and the gates.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, pool: bool, norm: str) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int, pool: bool, norm: str, gates: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=norm == "none")
         self.norm = norm_layer(norm, out_channels)
+        self.pre = nn.Identity()
         self.activation = nn.ReLU()
+        self.gates = gates or nn.Identity()
+        self.post = nn.Identity()
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
         he_normal(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, H', W']."""
-        return self.pool(self.activation(self.norm(self.conv(x))))
+        return self.pool(self.post(self.gates(self.activation(self.pre(self.norm(self.conv(x)))))))
 
 
 class SubpixelConv(nn.Module):

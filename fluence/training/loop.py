@@ -15,7 +15,7 @@ from fluence.allocator import keep_freed_memory
 from fluence.data.sampling import Sampler, Share, share_of
 from fluence.errors import Diverged, Interrupted
 from fluence.losses import Objective
-from fluence.models import build
+from fluence.models import Recorder, build
 from fluence.store.weights import write_weights
 from fluence.training.checkpoint import Checkpoints
 from fluence.training.distributed import Ranks, Team, first_pass_undone
@@ -99,13 +99,14 @@ class TrainingLoop:
         self.model = model.to(memory_format=torch.channels_last)
         self._network = team.wrap(self.model)
         self._objective = Objective(spec.model).to(ranks.device)
+        self._recorder = Recorder(self.model, self._objective.layers, "post")
         self._precision = choose_precision(settings, ranks.device)
         self._scaler = LossScaler(self._precision, ranks.device)
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self._sampler = Sampler(
-            data.training, settings.batch_size, model.latent_shape, seed=spec.run.seed,
+            data.training, settings.batch_size, model.noise_shape, seed=spec.run.seed,
             horizontal_flip=settings.horizontal_flip, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size,
         )  # fmt: skip
         self._schedule = Schedule(settings, self._sampler.batches_per_epoch)
@@ -169,7 +170,7 @@ class TrainingLoop:
         """The loss of each image of a share, [B], and its terms."""
         with autocast(self._precision, self._ranks.device):
             output = self._network(share.images, share.noise)
-        return self._objective(output, share.images, kl_scale)
+        return self._objective(output, share.images, self._recorder.take(), share.attributes, kl_scale=kl_scale)
 
     def _update_weights(self, sums: Tensor) -> Tensor:
         """One step of the optimiser, unless something is not finite; returns the norm of the gradient, [].
@@ -195,9 +196,10 @@ class TrainingLoop:
         """One pass over two black images, of which nothing stays but the names of the loss terms."""
         size, device = self._data.image_size_px, self._ranks.device
         images = torch.zeros((2, 3, size, size), device=device).to(memory_format=torch.channels_last)
-        noise = torch.zeros((2, *self.model.latent_shape), device=device)
+        noise = torch.zeros((2, *self.model.noise_shape), device=device)
+        attributes = torch.zeros((2, len(self._objective.columns)), device=device)
         with first_pass_undone(self.model):
-            losses, terms = self._losses(Share(images, noise), kl_scale=1.0)
+            losses, terms = self._losses(Share(images, noise, attributes), kl_scale=1.0)
             losses.sum().backward()
         return tuple(terms)
 
@@ -237,7 +239,8 @@ class TrainingLoop:
             with autocast(self._precision, self._ranks.device):
                 images = self._data.validation.batch(chosen)
                 output = self.model(images)
-            _, terms = self._objective(output, images)
+            attributes = self._data.validation.attributes_of(chosen)
+            _, terms = self._objective(output, images, self._recorder.take(), attributes)
             sums += _sums(terms)
         self.model.train()
         means = (self._team.sum(sums) / len(self._data.validation)).tolist()

@@ -116,9 +116,9 @@ def setting(*path: str | int) -> dict[str, object]:
         (("data", "group_by"), "a list of at least one item, each text"),
         (("record", "layers"), "encoder; or a list of at least one item, each text"),
         (("grid", "seeds", 0), "a whole number, at least 0"),
-        (("models", "m", "reconstruction", 3), "a section with `loss:` l1, l2, ssim or lpips"),
+        (("models", "m", "vae", "reconstruction", 3), "a section with `loss:` l1, l2, ssim, lpips or dfc"),
         (("record", "lpips"), "a section with net, weights; or null"),
-        (("models", "m", "upsampling"), "pixelshuffle"),
+        (("models", "m", "vae", "upsampling"), "pixelshuffle, transposed, nearest or bilinear"),
     ],
 )
 def test_what_is_allowed(path: tuple[str | int, ...], words: str) -> None:

@@ -76,7 +76,7 @@ def test_about_half_of_the_images_are_mirrored_and_not_the_same_ones_in_each_epo
 
 def test_noise_is_standard_normal_and_new_at_each_step():
     dealer = sampler(64, 32, seed=3)
-    dealer._latent_shape = (50,)
+    dealer._noise_shape = (50,)
     draws = [dealer.share(epoch, batch).noise for epoch in range(3) for batch in range(2)]
     assert len({draw.sum().item() for draw in draws}) == 6
     values = torch.cat(draws)

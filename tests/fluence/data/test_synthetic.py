@@ -161,7 +161,7 @@ def test_layers_of_an_untrained_encoder_can_read_the_property(table: pd.DataFram
     net = build(VaeModel(kind="vae"), 64, seed=0).eval()
     layers: list[torch.Tensor] = []
     for name in (layer.name for layer in net.recordable if layer.kind == "conv"):
-        net.place(name).register_forward_hook(lambda _, __, output: layers.append(output.flatten(1)))
+        net.place(name, "post").register_forward_hook(lambda _, __, output: layers.append(output.flatten(1)))
     ginis = []
     with torch.no_grad():
         for batch in torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255).split(40):

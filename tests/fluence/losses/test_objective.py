@@ -26,6 +26,7 @@ class Output(NamedTuple):
     reconstruction: torch.Tensor
     mu: torch.Tensor
     logvar: torch.Tensor
+    extras: dict[str, torch.Tensor]
 
 
 def vae(*terms: dict, kl_weight: float = 1.0) -> VaeModel:
@@ -41,7 +42,7 @@ def images() -> torch.Tensor:
 def output(images) -> Output:
     generator = torch.Generator().manual_seed(1)
     mu, logvar = torch.randn(2, 4, 5, generator=generator)
-    return Output(torch.rand(images.shape, generator=generator).requires_grad_(), mu.requires_grad_(), logvar)
+    return Output(torch.rand(images.shape, generator=generator).requires_grad_(), mu.requires_grad_(), logvar, {})
 
 
 def test_weighted_sum_of_the_terms(images, output):
@@ -70,7 +71,7 @@ def test_the_kl_term_is_added(images, output):
     """Mistakes: no KL to the prior; a penalty computed and never added."""
     without, _ = Objective(vae({"loss": "l2"}, kl_weight=0))(output, images)
     for scale in (0.0, 0.25, 1.0):
-        total, terms = Objective(vae({"loss": "l2"}, kl_weight=4))(output, images, scale)
+        total, terms = Objective(vae({"loss": "l2"}, kl_weight=4))(output, images, kl_scale=scale)
         torch.testing.assert_close(total, without + 4 * scale * terms["kl"])
 
 
@@ -100,7 +101,9 @@ def test_autocast_changes_nothing(images, output):
 
 
 def test_half_precision_is_summed_in_float32(images):
-    white = Output(torch.ones(4, 3, 256, 256, dtype=torch.float16), torch.full((4, 5), 300.0).half(), torch.zeros(4, 5))
+    white = Output(
+        torch.ones(4, 3, 256, 256, dtype=torch.float16), torch.full((4, 5), 300.0).half(), torch.zeros(4, 5), {}
+    )
     total, terms = Objective(vae({"loss": "l2"}))(white, torch.zeros(4, 3, 256, 256).half())
     assert total.dtype == torch.float32
     assert terms["reconstruction/l2"].tolist() == [3 * 256 * 256] * 4

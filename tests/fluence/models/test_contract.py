@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
 from fluence.errors import StudyError
-from fluence.models import ConvVae, build, record
+from fluence.losses import Objective
+from fluence.models import Autoencoder, build, record
 from fluence.models.architectures import ARCHITECTURES, LATENT_LAYER
-from fluence.models.autoencoders import MODELS
-from fluence.models.encoders import LOGVAR_LIMIT
-from fluence.study import ConvLatent, DenseLatent, VaeModel
-
-LATENTS = {"conv": ConvLatent(channels=3), "dense": DenseLatent(kind="dense", size=7)}
-NORMS = ("none", "batch", "instance")
-SETTINGS = {
-    "-".join((kind, architecture, latent, norm)): VaeModel(
-        kind=kind, architecture=architecture, width=1 / 16, latent=LATENTS[latent], norm=norm
-    )
-    for kind, architecture, latent, norm in itertools.product(MODELS, ARCHITECTURES, LATENTS, NORMS)
-}
+from fluence.models.latents import LOGVAR_LIMIT
+from fluence.study import Model, VaeModel
+from tests.fluence.models.every_model import EVERY_MODEL, smallest_size_px
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +22,9 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=SETTINGS)
-def settings(request) -> VaeModel:
-    return SETTINGS[request.param]
-
-
-def smallest_size_px(settings: VaeModel) -> int:
-    return 64 if settings.norm == "instance" else 32
+@pytest.fixture(params=EVERY_MODEL)
+def settings(request) -> Model:
+    return EVERY_MODEL[request.param]
 
 
 def some_images(size_px: int, count: int = 4, seed: int = 0) -> torch.Tensor:
@@ -47,18 +33,23 @@ def some_images(size_px: int, count: int = 4, seed: int = 0) -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, size=size_px, mode="bilinear")
 
 
-def some_noise(model: ConvVae, count: int = 4, seed: int = 1) -> torch.Tensor:
-    return torch.randn(count, *model.latent_shape, generator=torch.Generator().manual_seed(seed))
+def some_noise(model: Autoencoder, count: int = 4, seed: int = 1) -> torch.Tensor:
+    return torch.randn(count, *model.noise_shape, generator=torch.Generator().manual_seed(seed))
 
 
-def built(settings: VaeModel, seed: int = 0) -> tuple[ConvVae, torch.Tensor]:
+def built(settings: Model, seed: int = 0) -> tuple[Autoencoder, torch.Tensor]:
     size_px = smallest_size_px(settings)
     return build(settings, size_px, seed), some_images(size_px)
 
 
-def loss_of(output, images: torch.Tensor) -> torch.Tensor:
-    kl = 0.5 * (output.mu**2 + output.logvar.exp() - 1 - output.logvar)
-    return ((output.reconstruction - images) ** 2).sum() / len(images) + kl.sum() / len(images)
+def loss_of(settings: Model, model: Autoencoder, images: torch.Tensor, seed: int = 1) -> torch.Tensor:
+    """The loss that is trained, with weights that leave no term out."""
+    objective = Objective(settings)
+    with record(model, objective.layers, "post") as recorder:
+        output = model(images, some_noise(model, len(images), seed))
+    attributes = torch.linspace(-1, 1, len(images))[:, None].expand(-1, len(objective.columns))
+    losses, _ = objective(output, images, recorder.values, attributes)
+    return losses.mean()
 
 
 def test_shapes_and_range(settings):
@@ -72,7 +63,7 @@ def test_shapes_and_range(settings):
 
 def test_gradients_reach_every_parameter(settings):
     model, images = built(settings)
-    loss_of(model(images, some_noise(model)), images).backward()
+    loss_of(settings, model, images).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
 
@@ -134,7 +125,7 @@ def test_no_nan_in_fifty_steps(settings):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(50):
         optimizer.zero_grad()
-        loss = loss_of(model(images, some_noise(model, 2, seed=step)), images)
+        loss = loss_of(settings, model, images, seed=step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1e4)
         optimizer.step()
@@ -158,7 +149,7 @@ def test_same_seed_same_bits_and_global_random_numbers_stay(settings):
 def test_latent_means_and_variances_do_not_pass_a_relu(settings):
     """Mistake: μ, σ or z passed through ReLU."""
     model, images = built(settings)
-    torch.nn.init.normal_(next(model.posterior.logvar.parameters()), std=1.0)
+    torch.nn.init.normal_(next(model.head.logvar.parameters()), std=1.0)
     output = model(images, some_noise(model))
     for value in (output.mu, output.logvar, output.z):
         assert (value < 0).any()
@@ -167,7 +158,7 @@ def test_latent_means_and_variances_do_not_pass_a_relu(settings):
 
 def test_logvar_is_limited_and_keeps_a_gradient(settings):
     model, images = built(settings)
-    bias = next(p for n, p in model.posterior.logvar.named_parameters() if n.endswith("bias"))
+    bias = next(p for n, p in model.head.logvar.named_parameters() if n.endswith("bias"))
     torch.nn.init.constant_(bias, 40.0)
     logvar = model(images).logvar
     assert logvar.max() <= LOGVAR_LIMIT
@@ -184,7 +175,7 @@ def test_loss_falls_from_scratch(architecture, width, norm):
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), []
     for step in range(50):
         optimizer.zero_grad()
-        loss = loss_of(model(images, some_noise(model, 8, seed=step)), images)
+        loss = loss_of(settings, model, images, seed=step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1e4)
         optimizer.step()
@@ -229,7 +220,7 @@ def test_autocast_returns_float32():
     model = build(VaeModel(kind="vae", width=0.25), 64, 0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(some_images(64), some_noise(model))
-    assert {value.dtype for value in output} == {torch.float32}
+    assert {value.dtype for value in (output.reconstruction, output.mu, output.logvar, output.z)} == {torch.float32}
 
 
 def test_vgg16_has_thirteen_convolutions_of_the_paper():

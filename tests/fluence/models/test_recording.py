@@ -52,7 +52,7 @@ def test_values_are_those_of_a_forward_pass_written_out(model, images):
             x, unit.conv.weight, unit.conv.bias, stride=unit.conv.stride, padding=1)))  # fmt: skip
         torch.testing.assert_close(values[name], x)  # the last channel included, the pooling not
         x = unit.pool(x)
-    torch.testing.assert_close(values["mu"], model.posterior.mean(x))
+    torch.testing.assert_close(values["mu"], model.head.mean(x))
 
 
 @pytest.mark.parametrize("tap", ["pre", "post"])

@@ -1,0 +1,49 @@
+"""Settings of the statistics."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fluence.study.section import Section
+
+
+class Epsilon(Section):
+    """The rule that chooses ε of L_ε for each layer, on training images."""
+
+    quantiles: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.25, 0.5, 0.75)
+    """ε is this quantile of the layer's non-zero magnitudes over the reference images. All are computed."""
+    report: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The quantile that enters the tests; the others are the sweep."""
+
+
+class Ridge(Section):
+    """Nested ridge regression, scored by pooled out-of-fold R²."""
+
+    folds: Annotated[int, Field(ge=2)] = 10
+    """Outer folds, shuffled, stratified by group; a person and duplicates stay on one side."""
+    repeats: Annotated[int, Field(ge=1)] = 10
+    """Random divisions into folds."""
+
+
+class Analysis(Section):
+    """The statistics."""
+
+    epsilon: Epsilon = Epsilon()
+    """How ε is chosen."""
+    covariates: tuple[str, ...] = ("group", "luminance_mean", "luminance_contrast", "pixel_gini", "age")
+    """The confound baseline: `group` and any column of the packed images. One that a data set lacks is left out,
+    and the report says so."""
+    permutations: Annotated[int, Field(ge=99)] = 999
+    """Permutations of the ratings within groups behind every permutation p."""
+    bootstrap: Annotated[int, Field(ge=99)] = 999
+    """Bootstrap samples behind every interval of a difference of R²."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Level of the intervals."""
+    correction: Literal["bh", "max-r"] = "bh"
+    """Correction that decides what is called significant: Benjamini-Hochberg or max-|r|. Both are computed."""
+    ridge: Ridge = Ridge()
+    """The regression."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of folds, permutations and bootstrap."""

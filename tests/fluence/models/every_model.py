@@ -1,0 +1,33 @@
+"""Settings of one small model for each thing that a model can be; every contract test runs on each of them."""
+
+from __future__ import annotations
+
+import itertools
+
+from pydantic import TypeAdapter
+
+from fluence.models.architectures import ARCHITECTURES
+from fluence.models.autoencoders import HEADS
+from fluence.study import Model
+
+LATENTS = {"conv": {"kind": "conv", "channels": 3}, "dense": {"kind": "dense", "size": 7}}
+NORMS = ("none", "batch", "instance")
+_NARROW = {"width": 1 / 16}
+
+
+def model(**settings: object) -> Model:
+    """A model from settings as they stand in a study; a narrow `vae` by default."""
+    return TypeAdapter(Model).validate_python({"kind": "vae"} | _NARROW | settings)
+
+
+EVERY_MODEL: dict[str, Model] = {
+    "-".join((kind, architecture, latent, norm)): model(
+        kind=kind, architecture=architecture, latent=LATENTS[latent], norm=norm
+    )
+    for kind, architecture, latent, norm in itertools.product(HEADS, ARCHITECTURES, LATENTS, NORMS)
+}
+
+
+def smallest_size_px(settings: Model) -> int:
+    """A size that every architecture divides, and that leaves a map to normalise."""
+    return 64 if settings.norms.encoder == "instance" else 32
