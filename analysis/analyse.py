@@ -7,7 +7,7 @@ by its own group's model, and the general model of that seed scores the same poo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import joblib
@@ -22,10 +22,9 @@ from fluence.errors import ArtifactError
 from fluence.layout import Layout, Run, RunRow
 from fluence.store.files import read_table, write_table
 from fluence.store.packed import Packed
-from fluence.study import Study
+from fluence.study import OWN_GROUP, Study
 
 ALL = "all"
-OWN_GROUP = "own-group"
 POOLED = "pooled"
 
 _NO_CEILING = "fewer than two columns rater_…, no columns of sd and n_ratings, or too few images"
@@ -155,9 +154,9 @@ def _tables(
     ridge = _stack("ridge", [result.ridge for result in results])
     return {
         "correlations": correlations,
-        "correlations_over_seeds": _correlations_over_seeds(correlations, study.grid.seeds),
+        "correlations_over_seeds": _correlations_over_seeds(correlations, study),
         "ridge": ridge,
-        "ridge_over_seeds": _ridge_over_seeds(ridge, study.grid.seeds),
+        "ridge_over_seeds": _ridge_over_seeds(ridge, study),
         "epsilon_sweep": _stack("epsilon_sweep", [result.epsilon_sweep for result in results]),
         "runs": _runs_table(runs),
         "coverage": _coverage(cells, samples, runs, rated, 1 - study.analysis.confidence),
@@ -173,20 +172,25 @@ def _stack(name: str, tables: list[pd.DataFrame]) -> pd.DataFrame:
 _BY_SCORER = ("model", "trained_on", "scorer", "subset")
 
 
-def _correlations_over_seeds(table: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
+def _correlations_over_seeds(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     by = [*_BY_SCORER, "layer", "metric", "estimator"]
     grouped = table.groupby(by, sort=False)
-    summed = over_seeds(table, by, ("estimate", "p_permutation", "p_adjusted"), seeds)
+    summed = over_seeds(table, by, ("estimate", "p_permutation", "p_adjusted"), _planned(study))
     return summed.assign(
         num_significant=grouped["significant"].sum().to_numpy(), family_size=grouped["family_size"].max().to_numpy()
     )
 
 
-def _ridge_over_seeds(table: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
+def _ridge_over_seeds(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     by = [*_BY_SCORER, "predictors", "estimator"]
     values = ("delta_r2", "r2_baseline", "r2_full", "r2_metrics", "p_delta", "p_delta_bh")
     family_size = table.groupby(by, sort=False)["family_size"].max().to_numpy()
-    return over_seeds(table, by, values, seeds).assign(family_size=family_size)
+    return over_seeds(table, by, values, _planned(study)).assign(family_size=family_size)
+
+
+def _planned(study: Study) -> Callable[[Mapping[str, object]], Sequence[int]]:
+    """Which seeds there should be for a row of a table over seeds."""
+    return lambda where: study.seeds_of(str(where["model"]), str(where["trained_on"]))
 
 
 def _runs_table(runs: list[RunRow]) -> pd.DataFrame:

@@ -149,7 +149,7 @@ def _dataset(study: Study, name: str) -> str:
 
 
 def _models(study: Study, facts: Facts) -> str:
-    groups = study.grid.groups
+    groups = study.group_names
     own = [group for group in groups if group != "all"]
     words = [_model(study, name, facts) for name in study.model_names]
     if own:
@@ -159,11 +159,21 @@ def _models(study: Study, facts: Facts) -> str:
             f"({_listing(own)})."
         )
     num_runs, num_done = facts.num_runs
-    words.append(
-        f"Every training was done with {_count(len(study.grid.seeds), 'seed')} ({_listing(study.grid.seeds)}), which "
-        f"makes {_count(num_runs, 'run')}, {num_done} of them complete."
-    )
+    words.append(f"{_seeds(study)}, which makes {_count(num_runs, 'run')}, {num_done} of them complete.")
     return " ".join(words)
+
+
+def _seeds(study: Study) -> str:
+    """How often each training was done."""
+    by_seeds: dict[tuple[int, ...], list[str]] = {}
+    for name in study.model_names:
+        seeds = {seed for model, _, seed in study.trainings if model == name}
+        by_seeds.setdefault(tuple(sorted(seeds)), []).append(name)
+    if len(by_seeds) == 1:
+        same = next(iter(by_seeds))
+        return f"Every training was done with {_count(len(same), 'seed')} ({_listing(same)})"
+    told = [f"{_listing(names)} with {_count(len(s), 'seed')} ({_listing(s)})" for s, names in by_seeds.items()]
+    return f"Trainings were done of {'; of '.join(told)}"
 
 
 def _model(study: Study, name: str, facts: Facts) -> str:

@@ -6,7 +6,7 @@ they move clusters (a person's photos, duplicates) as wholes among clusters of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -286,7 +286,10 @@ def _mean_over(ratings: np.ndarray) -> np.ndarray:
 
 
 def over_seeds(
-    table: pd.DataFrame, by: Sequence[str], values: Sequence[str], planned: Sequence[int] = ()
+    table: pd.DataFrame,
+    by: Sequence[str],
+    values: Sequence[str],
+    planned: Callable[[Mapping[str, object]], Sequence[int]],
 ) -> pd.DataFrame:
     """Mean, standard deviation, smallest and largest value over trainings that differ only in their seed.
 
@@ -294,7 +297,7 @@ def over_seeds(
         table: a row per seed.
         by: columns that tell the trainings apart but for their seed.
         values: columns to sum up, as `<value>_mean`, `_sd`, `_min`, `_max`; the sd of a single seed is NaN.
-        planned: seeds that there should be.
+        planned: from the values of `by` to the seeds that there should be.
 
     Returns:
         A row per combination of `by`, in their first order, with num_seeds (those with an estimate), missing_seeds
@@ -303,9 +306,16 @@ def over_seeds(
     grouped = table.groupby(list(by), sort=False, dropna=False)
     result = grouped.agg(num_seeds=(values[0], "count"), n=("n", "min"))
     done = table.assign(seed=table["seed"].where(table[values[0]].notna())).groupby(list(by), sort=False, dropna=False)
-    missing = done["seed"].agg(lambda seeds: ", ".join(str(seed) for seed in planned if seed not in set(seeds)))
+    missing = [
+        ", ".join(str(seed) for seed in planned(dict(zip(by, _as_tuple(where), strict=True))) if seed not in set(seeds))
+        for where, seeds in done["seed"]
+    ]
     result.insert(1, "missing_seeds", missing)
     for value in values:
         for name, statistic in (("mean", "mean"), ("sd", "std"), ("min", "min"), ("max", "max")):
             result[f"{value}_{name}"] = grouped[value].agg(statistic)
     return result.reset_index()
+
+
+def _as_tuple(key: object) -> tuple[object, ...]:
+    return key if isinstance(key, tuple) else (key,)

@@ -132,7 +132,7 @@ def _said_already(mistake: Mistake, others: list[Mistake]) -> bool:
 
 
 def _mistake(error: ErrorDetails, document: Document) -> Mistake:
-    path, node, value = _locate(error["loc"], document.value)
+    path, node, value = _locate(error, document.value)
     kind, key = error["type"], ".".join(path)
     if kind.startswith("union_tag"):
         key, node = f"{key}.{node['discriminator']['propertyName']}", {"enum": list(variants(node))}
@@ -149,7 +149,7 @@ def _mistake(error: ErrorDetails, document: Document) -> Mistake:
     return Mistake(key, f"must be {allowed(node)}; found {_show(value)}", line, _hint(value, node))
 
 
-def _locate(loc: tuple[str | int, ...], value: Any) -> tuple[tuple[str, ...], Node, Any]:
+def _locate(error: ErrorDetails, value: Any) -> tuple[tuple[str, ...], Node, Any]:
     """Follows pydantic's path through schema and values, leaving out what it adds: names of kinds and of types.
 
     Returns:
@@ -157,20 +157,15 @@ def _locate(loc: tuple[str | int, ...], value: Any) -> tuple[tuple[str, ...], No
     """
     path: list[str] = []
     node = study_schema()
-    for place, step in enumerate(loc):
+    for step in error["loc"]:
         kinds = [kind for option in options(node) for kind in variants(option)]
         if step in kinds:
             node = child(node, step) or node
-        elif isinstance(step, int) or _has(value, step) or (place == len(loc) - 1 and _may_be_absent(value, step)):
+        elif isinstance(step, int) or _has(value, step) or (error["type"] == "missing" and isinstance(value, dict)):
             path.append(str(step))
             node = child(node, step) or node
             value = _get(value, step)
     return tuple(path), node, value
-
-
-def _may_be_absent(value: Any, step: str) -> bool:
-    """Whether pydantic speaks of a missing setting here; `[key]` is its word for the name before it."""
-    return isinstance(value, dict) and step != "[key]"
 
 
 def _has(value: Any, step: str) -> bool:
@@ -187,7 +182,7 @@ def _value_errors(error: ErrorDetails, document: Document) -> list[Mistake]:
     """A validator's own words, one mistake on each line; `data.rated: …` belongs to the setting that it names."""
     if error["type"] != "value_error":
         return []
-    section, _, _ = _locate(error["loc"], document.value)
+    section, _, _ = _locate(error, document.value)
     mistakes = []
     for line in str(error["ctx"]["error"]).splitlines():
         named = re.match(r"([\w.+-]+): ", line)

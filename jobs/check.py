@@ -127,7 +127,7 @@ def _covariates(study: Study, rated: Manifest) -> Findings:
 def _groups(study: Study, training: Manifest, rated: Manifest | None) -> Findings:
     sizes = training.table["group"].value_counts()
     there = ", ".join(f"{name} ({size})" for name, size in sizes.items())
-    for group in study.grid.groups:
+    for group in study.group_names:
         if group == ALL:
             continue
         if group not in sizes:
@@ -257,12 +257,11 @@ def _cost(cost: Estimate, layout: Layout) -> Findings:
     if not cost.runs:
         yield Finding("error", "grid", "no group has enough training images; nothing would be trained")
         return
-    num_runs = len(cost.runs) * cost.num_seeds
     longest = max(cost.runs, key=lambda run: run.hours)
     speed = f"at {cost.gflops_per_s:.2g} GFLOP/s on {cost.device}, an order of magnitude"
     yield Finding(
-        "ok", "time", f"about {_duration(cost.total_hours)} for {counted(num_runs, 'run')} one after the other, up to "
-        f"{_duration(longest.hours)} each ({longest.model}, {longest.group}); {speed}",
+        "ok", "time", f"about {_duration(cost.total_hours)} for {counted(cost.num_runs, 'run')} one after the other, "
+        f"up to {_duration(longest.hours)} each ({longest.model}, {longest.group}); {speed}",
     )  # fmt: skip
 
 

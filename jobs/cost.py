@@ -159,7 +159,7 @@ def _estimates(study: Study, notes: list[str]) -> tuple[dict[str, float], str]:
         return {}, ""
     hours: dict[str, float] = defaultdict(float)
     for run in expected.runs:
-        hours[run.model] += expected.num_seeds * run.hours
+        hours[run.model] += run.num_seeds * run.hours
     return dict(hours), expected.device
 
 

@@ -190,10 +190,7 @@ class Doctor:
 
     @property
     def _num_runs(self) -> int:
-        if self._study is None:
-            return 0
-        grid = self._study.grid
-        return len(self._study.model_names) * len(grid.groups) * len(grid.seeds)
+        return len(self._study.trainings) if self._study else 0
 
     def _code(self, folder: Path) -> Findings:
         """Whether the copy of the code that jobs would run is what they would import."""

@@ -59,6 +59,7 @@ class RunCost:
 
     model: str
     group: str
+    num_seeds: int
     num_images: int
     epochs: int
     gflops: float
@@ -72,14 +73,12 @@ class Estimate:
     Attributes:
         disk_gb: gigabytes (1e9 bytes) by kind: packed, activations, checkpoints.
         runs: every model × group that will be trained; each seed costs this once.
-        num_seeds: seeds of each.
         gflops_per_s: speed of this machine.
         device: `cpu`, or the GPU it was timed on.
     """
 
     disk_gb: Mapping[str, float]
     runs: tuple[RunCost, ...]
-    num_seeds: int
     gflops_per_s: float
     device: str
 
@@ -91,7 +90,12 @@ class Estimate:
     @property
     def total_hours(self) -> float:
         """Hours of all runs one after the other."""
-        return self.num_seeds * sum(run.hours for run in self.runs)
+        return sum(run.num_seeds * run.hours for run in self.runs)
+
+    @property
+    def num_runs(self) -> int:
+        """Trainings of all seeds."""
+        return sum(run.num_seeds for run in self.runs)
 
 
 def estimate(
@@ -109,14 +113,15 @@ def estimate(
     if gflops_per_s is None:
         gflops_per_s, device = measure_speed()
     costs = {name: model_cost(study, study.models[name]) for name in study.model_names}
-    groups = [g for g in study.grid.groups if num_training_images.get(g, 0) >= study.data.min_group_size]
+    chosen = dict.fromkeys((model, group) for model, group, _ in study.trainings)
     runs = tuple(
         _run_cost(study, name, group, costs[name], num_training_images[group], num_rated, gflops_per_s)
-        for name in study.model_names
-        for group in groups
+        for name, group in chosen
+        if num_training_images.get(group, 0) >= study.data.min_group_size
     )
-    disk = _disk_gb(study, [costs[run.model] for run in runs], num_training_images[ALL], num_rated)
-    return Estimate(disk, runs, len(study.grid.seeds), gflops_per_s, device)
+    every = [costs[run.model] for run in runs for _ in range(run.num_seeds)]
+    disk = _disk_gb(study, every, num_training_images[ALL], num_rated)
+    return Estimate(disk, runs, gflops_per_s, device)
 
 
 def model_cost(study: Study, model: VaeModel) -> ModelCost:
@@ -155,16 +160,17 @@ def _run_cost(
     epoch = (num_images - held_out) * cost.training_gflops + held_out * cost.forward_gflops
     extraction = (num_rated + study.record.reference_images) * cost.forward_gflops
     gflops = training.epochs * epoch + extraction
-    return RunCost(model, group, num_images, training.epochs, gflops, gflops / gflops_per_s / 3600)
+    seeds = len(study.seeds_of(model, group))
+    return RunCost(model, group, seeds, num_images, training.epochs, gflops, gflops / gflops_per_s / 3600)
 
 
 def _disk_gb(study: Study, costs: list[ModelCost], num_training: int, num_rated: int) -> dict[str, float]:
-    """Gigabytes by kind. `costs` has one entry per model × group."""
+    """Gigabytes by kind. `costs` has one entry per run."""
     same = study.data.training == study.data.rated
     num_packed = num_training if same else num_training + num_rated
     num_recorded = num_rated + study.record.reference_images
-    units = sum(cost.num_units for cost in costs) * len(study.grid.seeds)
-    parameters = sum(cost.num_parameters for cost in costs) * len(study.grid.seeds)
+    units = sum(cost.num_units for cost in costs)
+    parameters = sum(cost.num_parameters for cost in costs)
     return {
         "packed": num_packed * study.data.image_size_px**2 * 3 / _GIGA,
         "activations": units * num_recorded * 2 / _GIGA,

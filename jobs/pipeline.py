@@ -98,10 +98,8 @@ def tasks_of(study: Study, fingerprints: Mapping[str, str]) -> tuple[Task, ...]:
     """
     packs = {name: _pack(study, name, fingerprints[name]) for name in datasets_in_use(study)}
     tasks = list(packs.values())
-    for model in study.model_names:
-        for group in study.grid.groups:
-            for seed in study.grid.seeds:
-                tasks += _run_tasks(study, packs, model, group, seed)
+    for model, group, seed in study.trainings:
+        tasks += _run_tasks(study, packs, model, group, seed)
     measures = tuple(task for task in tasks if task.stage == "measure")
     analyse = _task("analyse", "study", _analysis_section(study), (packs[study.data.rated], *measures))
     report = _task("report", "study", study.model_dump(mode="json"), (analyse,))

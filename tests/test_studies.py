@@ -22,4 +22,4 @@ def test_an_example_study_loads_and_is_named_like_its_file(path: Path) -> None:
 def test_the_original_study_maps_fairface_onto_the_rated_groups() -> None:
     study = load_study(STUDIES[0].parent / "cfd.yaml")
     mapped = set(study.data.datasets["fairface"].values["ethnicity"].values())
-    assert mapped == {group.split("-")[0] for group in study.grid.groups if group != "all"}
+    assert mapped == {group.split("-")[0] for group in study.group_names if group != "all"}

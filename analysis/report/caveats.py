@@ -156,5 +156,8 @@ def _own_groups(evidence: Evidence) -> Iterator[Caveat]:
 
 
 def _seeds(evidence: Evidence) -> Iterator[Caveat]:
-    if len(evidence.study.grid.seeds) == 1:
-        yield Caveat("Each model was trained once: how much another seed would change the results is unknown.")
+    study = evidence.study
+    once = [name for name in study.model_names if len(study.seeds_of(name)) == 1]
+    if once:
+        who = "Each model" if len(once) == len(study.model_names) else f"Of each of {listed(once)} one general model"
+        yield Caveat(f"{who} was trained once: how much another seed would change its results is unknown.")

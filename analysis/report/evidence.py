@@ -172,7 +172,7 @@ def sample_strips(evidence: Evidence, model: str, which: Which) -> list[Strip]:
 
 def _first_runs(evidence: Evidence, model: str) -> dict[str, Run]:
     """The run with the smallest seed that is done, by group, in the order of the study."""
-    groups = evidence.study.grid.groups
+    groups = evidence.study.group_names
     runs = sorted((run for run in evidence.done if run.model == model), key=lambda run: -run.seed)
     found = {run.group: run for run in runs}
     return {group: found[group] for group in groups if group in found}

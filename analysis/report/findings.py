@@ -14,7 +14,6 @@ from analysis.report.page import NOTHING, Cell, Item, Section, Table, Text, cell
 from analysis.report.summary import (
     ALL_IMAGES,
     GENERAL,
-    OWN_GROUP,
     POOLED,
     PREDICTOR_NAMES,
     Summary,
@@ -25,6 +24,7 @@ from analysis.report.summary import (
     seeds_done,
     untrained_models,
 )
+from fluence.study import OWN_GROUP
 
 _PER_FIGURE = 3
 _ERRORS = "errors"
@@ -109,7 +109,7 @@ def regression(evidence: Evidence, summary: Summary) -> Section:
 def groups(evidence: Evidence, summary: Summary) -> Section:
     """Correlation in each group, and general against specialised models on the same images."""
     table = summary.correlations
-    specialised = [group for group in evidence.study.grid.groups if group != ALL_IMAGES]
+    specialised = [group for group in evidence.study.group_names if group != ALL_IMAGES]
     if not specialised:
         text = "No group has a model of its own in this study, so groups were not analysed one by one."
         return Section("groups", "Groups", [Text(text)])
@@ -143,7 +143,8 @@ def _ridge_table(evidence: Evidence, rows: pd.DataFrame, caption: str, *, with_p
         p = row["p"] if with_predictors else row["p_models"]
         names = [cell(row["model"])] if with_predictors else [cell(row["label"])]
         names += [cell(PREDICTOR_NAMES.get(row["predictors"], row["predictors"]))] if with_predictors else []
-        counts = [cell(int(row["n"])), Cell(seeds_done(evidence, row["num_seeds"]), float(row["num_seeds"]))]
+        seeds = seeds_done(evidence, row["num_seeds"], row["model"])
+        counts = [cell(int(row["n"])), Cell(seeds, float(row["num_seeds"]))]
         numbers = [cell(float(row[name])) for name in ("baseline", "full", "delta")]
         spread = [
             Cell(interval(row["ci_low"], row["ci_high"]), float(row["ci_low"])),
@@ -267,7 +268,8 @@ def _correlation_table(evidence: Evidence, summary: Summary) -> Iterator[Item]:
             cell(names.get(row["metric"], row["metric"])),
             cell(row["estimator"]),
         ]
-        counts = [cell(int(row["n"])), Cell(seeds_done(evidence, row["num_seeds"]), float(row["num_seeds"]))]
+        seeds = seeds_done(evidence, row["num_seeds"], row["model"])
+        counts = [cell(int(row["n"])), Cell(seeds, float(row["num_seeds"]))]
         numbers = [
             cell(float(row["r"])),
             Cell(interval(row["ci_low"], row["ci_high"]), _sortable(row["ci_low"])),
@@ -337,7 +339,7 @@ def _forest(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
     table = summary.correlations
     same = (table["model"] == model) & (table["layer"] == top["layer"]) & (table["metric"] == top["metric"])
     rows = table[same & (table["estimator"] == "pearson")].dropna(subset=["r"])
-    order = {name: place for place, name in enumerate((ALL_IMAGES, *evidence.study.grid.groups))}
+    order = {name: place for place, name in enumerate((ALL_IMAGES, *evidence.study.group_names))}
     place = rows["subset"].map(order).fillna(len(order) + rows["subset"].str.len())  # pools last, the largest first
     rows = rows.assign(place=place).sort_values("place", kind="stable")
     rows = rows.assign(group=rows["subset"].replace({ALL_IMAGES: "all images"}))
@@ -370,7 +372,7 @@ def _specialised(evidence: Evidence, summary: Summary) -> Iterator[Item]:
         cells = [cell(model), cell(PREDICTOR_NAMES.get(predictors, predictors)), cell(subset)]
         cells.append(cell(int(max(row.get(("n", scorer), 0) for scorer in (GENERAL, OWN_GROUP)))))
         num_seeds = min(row.get(("num_seeds", scorer), 0) for scorer in (GENERAL, OWN_GROUP))
-        cells.append(Cell(seeds_done(evidence, num_seeds), num_seeds))
+        cells.append(Cell(seeds_done(evidence, num_seeds, str(model), OWN_GROUP), num_seeds))
         for scorer in (GENERAL, OWN_GROUP):
             low, high = row.get(("ci_low", scorer), np.nan), row.get(("ci_high", scorer), np.nan)
             delta = row.get(("delta", scorer), np.nan)

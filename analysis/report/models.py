@@ -40,7 +40,7 @@ def _curves(evidence: Evidence, model: str) -> Iterator[Item]:
             "Where solid lines rise while dotted ones fall, the model learns its images by heart.",
             figures.loss_curves,
             curves,
-            evidence.study.grid.groups,
+            evidence.study.group_names,
         )
 
 
@@ -82,4 +82,4 @@ def _table(evidence: Evidence) -> Table:
 
 
 def _place(evidence: Evidence, model: str, group: str) -> tuple[int, int]:
-    return evidence.study.model_names.index(model), evidence.study.grid.groups.index(group)
+    return evidence.study.model_names.index(model), evidence.study.group_names.index(group)

@@ -13,7 +13,7 @@ from analysis.report.evidence import Evidence
 from analysis.report.page import listed
 
 _WHERE = ["model", "trained_on", "scorer", "subset"]
-GENERAL, OWN_GROUP, ALL_IMAGES, POOLED, ALL_METRICS = "general", "own-group", "all", "pooled", "all"
+GENERAL, ALL_IMAGES, POOLED, ALL_METRICS = "general", "all", "pooled", "all"
 PREDICTOR_NAMES = {"all": "all metrics", "gini": "Gini", "l_eps": "Lε", "reconstruction": "reconstruction errors"}
 
 
@@ -57,9 +57,9 @@ class Summary:
         return chosen.assign(p_models=adjusted).sort_values("delta", ascending=False)
 
 
-def seeds_done(evidence: Evidence, num_seeds: float) -> str:
-    """`2`, or `1 of 2` while trainings with other seeds are missing."""
-    planned = len(evidence.study.grid.seeds)
+def seeds_done(evidence: Evidence, num_seeds: float, model: str, trained_on: str = ALL_IMAGES) -> str:
+    """`2`, or `1 of 2` while trainings of a model with other seeds are missing."""
+    planned = len(evidence.study.seeds_of(model, trained_on))
     return f"{num_seeds:.0f}" if num_seeds >= planned else f"{num_seeds:.0f} of {planned}"
 
 
@@ -71,8 +71,8 @@ def incomplete(evidence: Evidence, rows: pd.DataFrame) -> str:
         rows: with columns model and num_seeds.
     """
     fewest = rows.groupby("model", sort=False)["num_seeds"].min() if len(rows) else pd.Series(dtype=float)
-    short = fewest[fewest < len(evidence.study.grid.seeds)]
-    models = [f"{model} ({seeds_done(evidence, number)})" for model, number in short.items()]
+    done = {str(model): seeds_done(evidence, number, str(model)) for model, number in fewest.items()}
+    models = [f"{model} ({seeds})" for model, seeds in done.items() if " of " in seeds]
     return f" Seeds are missing: {listed(models)}; these means may change." if models else ""
 
 

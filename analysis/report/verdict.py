@@ -100,7 +100,7 @@ def _size(evidence: Evidence, found: pd.DataFrame, primary: pd.DataFrame) -> str
     """How much the best model adds, and how sure that is."""
     best, confidence = primary.iloc[0], evidence.study.analysis.confidence
     over = f" adjusted over {len(primary)} models" if len(primary) > 1 else ""
-    done = seeds_done(evidence, best["num_seeds"])
+    done = seeds_done(evidence, best["num_seeds"], best["model"])
     seeds = "one seed only" if done == "1" else f"{done} seeds"
     if best["num_seeds"] > 1:
         seeds += f", from {number(best['delta_min'])} to {number(best['delta_max'])}"

@@ -65,6 +65,7 @@ from fluence.study.section import Name, Section
 from fluence.study.training import Sam, Training, TrainingOverride
 
 __all__ = [
+    "OWN_GROUP",
     "AeModel",
     "Analysis",
     "ArVaeModel",
@@ -74,6 +75,7 @@ __all__ = [
     "AutoencoderSettings",
     "CbamAttention",
     "CfdDataset",
+    "Comparison",
     "ConvLatent",
     "CsvDataset",
     "Data",
@@ -125,6 +127,10 @@ __all__ = [
 ]
 
 
+OWN_GROUP = "own-group"
+"""Stands for every group that a model was trained on by itself, each image scored by the model of its own group."""
+
+
 class Grid(Section):
     """The runs: every model × group × seed."""
 
@@ -134,6 +140,15 @@ class Grid(Section):
     """`all`, and groups such as `asian-female` that get models of their own."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     """Each seed is a training of its own."""
+
+
+class Comparison(Section):
+    """Models that the report sets side by side: losses, reconstructions and metrics."""
+
+    question: str
+    """What is asked, in one sentence."""
+    models: Annotated[tuple[str, ...], Field(min_length=2)]
+    """Names of the models, in the order in which they are shown."""
 
 
 class Study(Section):
@@ -153,8 +168,10 @@ class Study(Section):
     """What is recorded."""
     analysis: Analysis = Analysis()
     """The statistics."""
-    grid: Grid = Grid()
-    """What is run."""
+    grid: Grid | Annotated[tuple[Grid, ...], Field(min_length=1)] = Grid()
+    """What is run: a grid, or a list of grids whose runs are put together."""
+    comparisons: dict[Name, Comparison] = {}
+    """Models to set side by side in the report, by a name of your choice."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Study:
@@ -164,17 +181,53 @@ class Study(Section):
                     f"data.{key}: no data set is called {getattr(self.data, key)!r}; "
                     f"there are: {', '.join(self.data.datasets)}"
                 )
-        for name in self.model_names:
-            if name not in self.models:
-                raise ValueError(f"grid.models: no model is called {name!r}; there are: {', '.join(self.models)}")
+        self._refuse_unknown_models()
         if self.analysis.epsilon.report not in self.analysis.epsilon.quantiles:
             raise ValueError("analysis.epsilon.report: must be one of analysis.epsilon.quantiles")
         return self
 
+    def _refuse_unknown_models(self) -> None:
+        chosen = [("grid.models", grid.models) for grid in self.grids if grid.models != "every"]
+        compared = [(f"comparisons.{name}.models", found.models) for name, found in self.comparisons.items()]
+        for key, names in (*chosen, *compared):
+            for name in names:
+                if name not in self.models:
+                    raise ValueError(f"{key}: no model is called {name!r}; there are: {', '.join(self.models)}")
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The grid, or the grids."""
+        return (self.grid,) if isinstance(self.grid, Grid) else self.grid
+
+    @property
+    def trainings(self) -> tuple[tuple[str, str, int], ...]:
+        """Model, group and seed of every run: those of the grids, each once, sorted by the order of the study."""
+        order = {name: place for place, name in enumerate(self.models)}
+        every = {
+            (model, group, seed)
+            for grid in self.grids
+            for model in (self.models if grid.models == "every" else grid.models)
+            for group in grid.groups
+            for seed in grid.seeds
+        }
+        groups = {group: place for place, group in enumerate(self.group_names)}
+        return tuple(sorted(every, key=lambda run: (order[run[0]], groups[run[1]], run[2])))
+
     @property
     def model_names(self) -> tuple[str, ...]:
-        """Names of the models in the grid, in the order of the study."""
-        return tuple(self.models) if self.grid.models == "every" else self.grid.models
+        """Names of the models that are run, in the order of the study."""
+        return tuple(dict.fromkeys(model for model, _, _ in self.trainings))
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """`all`, and groups that get models of their own, in the order of the grids."""
+        return tuple(dict.fromkeys(group for grid in self.grids for group in grid.groups))
+
+    def seeds_of(self, model: str, trained_on: str = "all") -> tuple[int, ...]:
+        """Seeds of a model on a group; `own-group` means all of its groups but `all`."""
+        own = [(group, seed) for name, group, seed in self.trainings if name == model]
+        wanted = {seed for group, seed in own if group == trained_on or (trained_on == OWN_GROUP and group != "all")}
+        return tuple(sorted(wanted))
 
     def training_of(self, model: str) -> Training:
         """The training settings of one model: the study's, with the model's own on top."""

@@ -153,11 +153,9 @@ def grid(study: Study) -> list[RunRow]:
         "vgg16-5-white-male-s0": ("skipped", "train: 12 training images, fewer than data.min_group_size = 20"),
     }
     rows = []
-    for model in study.model_names:
-        for group in study.grid.groups:
-            for seed in study.grid.seeds:
-                run = Run(model, group, seed, f"{model}-{group}-s{seed}-1a2b3c4d")
-                rows.append(RunRow(run, *ends.get(run.label, ("done", ""))))
+    for model, group, seed in study.trainings:
+        run = Run(model, group, seed, f"{model}-{group}-s{seed}-1a2b3c4d")
+        rows.append(RunRow(run, *ends.get(run.label, ("done", ""))))
     return rows
 
 

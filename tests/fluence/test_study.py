@@ -138,3 +138,29 @@ def test_a_walk_meets_every_setting_of_every_section() -> None:
 def test_the_schema_loads_neither_torch_nor_pandas() -> None:
     code = "import sys, fluence.studyfile; print(*sorted({'torch', 'pandas', 'numpy', 'h5py'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_runs_of_several_grids_are_put_together() -> None:
+    both = study(grid=[{"groups": ["all"], "seeds": [1, 0]}, {"models": ["wide"], "groups": ["all", "a-female"]}])
+    assert both.trainings == (
+        ("small", "all", 0),
+        ("small", "all", 1),
+        ("wide", "all", 0),
+        ("wide", "all", 1),
+        ("wide", "a-female", 0),
+    )
+    assert (both.model_names, both.group_names) == (("small", "wide"), ("all", "a-female"))
+    assert both.seeds_of("wide") == (0, 1)
+    assert both.seeds_of("wide", "a-female") == both.seeds_of("wide", "own-group") == (0,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"grid": [{}, {"models": ["smal"]}]}, "grid.models"),
+        ({"comparisons": {"size": {"question": "?", "models": ["small", "big"]}}}, "comparisons.size.models"),
+    ],
+)
+def test_models_that_do_not_exist_are_refused(changes: dict[str, object], key: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{key}: no model is called .*; there are: small, wide"):
+        study(**changes)
