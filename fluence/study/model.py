@@ -101,6 +101,8 @@ _SHORT_ATTENTION = re.compile(r"(?P<layers>[1-9]+|[1-9]\d?(?:,[1-9]\d?)+)-(?P<te
 
 def _written_out(value: Any) -> Any:
     """`57-5.0` and `4,10-2.5` are short for softmax gates on these layers with this temperature."""
+    if isinstance(value, dict):  # behind a validator of our own, pydantic no longer takes a list for a tuple
+        return {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()}
     found = _SHORT_ATTENTION.fullmatch(value) if isinstance(value, str) else None
     if not found:
         return value

@@ -164,3 +164,17 @@ def test_runs_of_several_grids_are_put_together() -> None:
 def test_models_that_do_not_exist_are_refused(changes: dict[str, object], key: str) -> None:
     with pytest.raises(ValidationError, match=rf"{key}: no model is called .*; there are: small, wide"):
         study(**changes)
+
+
+@pytest.mark.parametrize(
+    ("short", "layers", "temperature"), [("57-5.0", (5, 7), 5.0), ("4-1", (4,), 1.0), ("4,10-2.5", (4, 10), 2.5)]
+)
+def test_softmax_attention_in_short(short: str, layers: tuple[int, ...], temperature: float) -> None:
+    attention = study(models={"m": {"kind": "vae", "attention": short}}).models["m"].attention
+    assert (attention.kind, attention.layers, attention.temperature) == ("softmax", layers, temperature)
+
+
+@pytest.mark.parametrize("wrong", ["57", "0-5.0", "57-", "57-0", "a-1.0"])
+def test_attention_in_short_that_means_nothing_is_refused(wrong: str) -> None:
+    with pytest.raises(ValidationError):
+        study(models={"m": {"kind": "vae", "attention": wrong}})
