@@ -104,6 +104,11 @@ def _written_out(value: Any) -> Any:
     if isinstance(value, dict):  # behind a validator of our own, pydantic no longer takes a list for a tuple
         return {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()}
     found = _SHORT_ATTENTION.fullmatch(value) if isinstance(value, str) else None
+    if isinstance(value, str) and not found:
+        raise ValueError(
+            f"must be a section with `kind:` cbam, sigmoid or softmax; or null; or layers and temperature of a softmax, "
+            f'such as "57-5.0" or "4,10-2.5"; found {value!r}'
+        )
     if not found:
         return value
     layers = found["layers"].split(",") if "," in found["layers"] else list(found["layers"])
