@@ -106,7 +106,7 @@ def _written_out(value: Any) -> Any:
     found = _SHORT_ATTENTION.fullmatch(value) if isinstance(value, str) else None
     if isinstance(value, str) and not found:
         raise ValueError(
-            f"must be a section with `kind:` cbam, sigmoid or softmax; or null; or layers and temperature of a softmax, "
+            "must be a section with `kind:` cbam, sigmoid or softmax; or null; or layers and temperature of a softmax, "
             f'such as "57-5.0" or "4,10-2.5"; found {value!r}'
         )
     if not found:
