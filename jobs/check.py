@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ def check(study: Study, layout: Layout, *, strict: bool = False) -> Report:
         layout: where its results would go.
         strict: whether an unusable image is an error, as with `fluence run --strict`.
     """
-    manifests, findings = _read(study)
+    manifests, findings = _read(study, datasets_in_use(study))
     for name, manifest in manifests.items():
         findings += _images(name, manifest, strict)
     rated, training = manifests.get(study.data.rated), manifests.get(study.data.training)
@@ -52,31 +53,41 @@ def check(study: Study, layout: Layout, *, strict: bool = False) -> Report:
 # ── Data ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _read(study: Study) -> tuple[dict[str, Manifest], list[Finding]]:
+def _read(study: Study, names: Iterable[str]) -> tuple[dict[str, Manifest], list[Finding]]:
     """The manifests of the data sets that can be read, and what is wrong with the others."""
     from fluence.data.readers import read_manifest
 
     manifests: dict[str, Manifest] = {}
     findings: list[Finding] = []
-    for name in datasets_in_use(study):
+    for name in names:
         try:
             manifests[name] = read_manifest(study.data.datasets[name], study.data)
         except FluenceError as error:
-            findings += findings_of(error, f"data.datasets.{name}")
+            hint = f"correct the table, or the data set in the study; --data {name}=DIR names another folder"
+            findings += findings_of(error, f"data.datasets.{name}", hint)
     return manifests, findings
+
+
+def look_for_data(study: Study, layout: Layout) -> Findings:
+    """Whether the data sets that are still to be packed lie where this process looks."""
+    manifests, findings = _read(study, [name for name in datasets_in_use(study) if not layout.packed(name).exists()])
+    yield from findings
+    for name, manifest in manifests.items():
+        yield from _images(name, manifest, strict=False)
 
 
 def _images(name: str, manifest: Manifest, strict: bool) -> Findings:
     key = f"data.datasets.{name}"
     if not len(manifest.table):
-        yield Finding("error", key, "no image")
+        yield Finding("error", key, "no image", f"--data {name}=DIR names another folder")
         return
     level: Level = "error" if strict else "warning"
+    repair = "repair it, delete it, or leave out --strict" if strict else "repair it, or go on without it"
     for problem in manifest.problems[:_MOST_SHOWN]:
         place = f"line {problem.line:.0f}: " if problem.line == problem.line else ""
-        yield Finding(level, key, f"{place}{problem.path or 'an image'}: {problem.reason}")
+        yield Finding(level, key, f"{place}{problem.path or 'an image'}: {problem.reason}", repair)
     if len(manifest.problems) > _MOST_SHOWN:
-        yield Finding(level, key, f"{len(manifest.problems) - _MOST_SHOWN} more images with a problem")
+        yield Finding(level, key, f"{len(manifest.problems) - _MOST_SHOWN} more images with a problem", repair)
     missing, looked_at = _missing_files(manifest)
     if missing:
         shown = ", ".join(missing[:_MOST_SHOWN])
@@ -101,14 +112,20 @@ def _ratings(study: Study, rated: Manifest) -> Findings:
     key, column = f"data.datasets.{study.data.rated}", study.data.score
     if column not in rated.table:
         columns = ", ".join(rated.table.columns)
-        yield Finding("error", "data.score", f"{key} has no column {column!r}; there are: {columns}")
+        yield Finding(
+            "error",
+            "data.score",
+            f"{key} has no column {column!r}; there are: {columns}",
+            "write `score: COLUMN` under data",
+        )
         return
     scores = rated.table[column].dropna()
     found = f"{column}: {len(scores)} of {len(rated.table)} images are rated"
     if scores.nunique() < 2:
-        yield Finding("error", "data.score", f"{found}, and all alike; there is nothing to explain")
+        hint = "write another column as `score:` under data"
+        yield Finding("error", "data.score", f"{found}, and all alike; there is nothing to explain", hint)
     elif len(scores) < _FEW_RATED:
-        yield Finding("warning", "data.score", f"{found}; so few show only strong relations")
+        yield Finding("warning", "data.score", f"{found}; so few show only strong relations", "have more of them rated")
     else:
         yield Finding("ok", "data.score", f"{found}, from {scores.min():g} to {scores.max():g}")
 
@@ -119,7 +136,7 @@ def _covariates(study: Study, rated: Manifest) -> Findings:
     known = {"group", *NAMES, *rated.table.columns}
     for covariate in study.analysis.covariates:
         if covariate not in known:
-            hint = _nearest(covariate, sorted(known))
+            hint = _nearest(covariate, sorted(known)) or "delete it, or add the column to the table"
             level: Level = "ok" if covariate in Analysis().covariates else "warning"
             yield Finding(level, "analysis.covariates", f"no column {covariate!r}; it will be left out", hint)
 
@@ -132,10 +149,11 @@ def _groups(study: Study, training: Manifest, rated: Manifest | None) -> Finding
             continue
         if group not in sizes:
             found = f"no training image is in group {group!r}; there are: {there}"
-            yield Finding("error", "grid.groups", found, _nearest(group, list(sizes.index)))
+            yield Finding("error", "grid.groups", found, _nearest(group, list(sizes.index)) or "write one of these")
         elif sizes[group] < study.data.min_group_size:
             found = f"{group} has {counted(sizes[group], 'training image')}, fewer than data.min_group_size"
-            yield Finding("warning", "grid.groups", f"{found} ({study.data.min_group_size}); its runs will be skipped")
+            found += f" ({study.data.min_group_size}); its runs will be skipped"
+            yield Finding("warning", "grid.groups", found, "write a smaller min_group_size, or leave the group out")
         elif rated is not None and not (rated.table["group"] == group).any():
             hint = "`values` of a data set renames its groups"
             yield Finding("warning", "grid.groups", f"no rated image is in group {group!r}", hint)
@@ -155,6 +173,7 @@ def _nearest(word: str, words: list[str]) -> str:
 def _models(study: Study) -> Findings:
     from fluence.models.architectures import check_image_size, check_layers, recordable_names
 
+    hint = "change it in the study; `fluence check --explain` prints every setting"
     for name in study.model_names:
         model, key = study.models[name], f"models.{name}"
         found = []
@@ -163,7 +182,9 @@ def _models(study: Study) -> Findings:
             if study.record.layers != "encoder":
                 check_layers(recordable_names(model), study.record.layers, f"record.layers: {name!r}")
         except StudyError as error:
-            found = [replace(finding, key=finding.key.replace("models.*", key)) for finding in findings_of(error, key)]
+            found = [
+                replace(finding, key=finding.key.replace("models.*", key)) for finding in findings_of(error, key, hint)
+            ]
         yield from found or [Finding("ok", key, f"{model.kind}, {model.architecture}, width {model.width:g}")]
 
 
@@ -183,11 +204,11 @@ def look_for_weights(study: Study) -> Findings:
         try:
             path = find_weights(net, weights)
         except FluenceError as error:
-            yield Finding("error", key, str(error))
+            yield Finding("error", key, str(error), "fetch the file, or write where it is as `weights: PATH`")
             continue
         if weights == RANDOM:
             found = f"LPIPS ({net}) with random weights is no perceptual distance; every output will say so"
-            yield Finding("warning", key, found)
+            yield Finding("warning", key, found, "fetch the weights and write `weights: imagenet`")
         else:
             yield Finding("ok", key, f"weights of LPIPS ({net}): {path}")
 
@@ -210,7 +231,7 @@ def _device(study: Study) -> Findings:
     try:
         choose_precision(study.training, device)
     except StudyError as error:
-        yield from findings_of(error, "training.precision")
+        yield from findings_of(error, "training.precision", "write `precision: auto` under training")
 
 
 def kernels_fit(capability: tuple[int, int], built_for: list[str], version: str) -> Finding:
@@ -222,8 +243,8 @@ def kernels_fit(capability: tuple[int, int], built_for: list[str], version: str)
     found = f"{version} is built for {', '.join(built_for)}; the GPU is sm_{major}{minor}"
     if fits:
         return Finding("ok", "torch", found)
-    hint = "install torch<2.11, with the extra [v100]" if capability < (7, 5) else "install a newer torch"
-    return Finding("error", "torch", f"{found}: no kernel image is available for it", hint)
+    right = "'fluence[v100]' (torch before 2.11)" if capability < (7, 5) else "--upgrade torch"
+    return Finding("error", "torch", f"{found}: no kernel image is available for it", f"type: pip install {right}")
 
 
 def _number(arch: str) -> tuple[int, int]:
@@ -246,16 +267,21 @@ def _output(layout: Layout) -> Findings:
         yield Finding("error", "output", found, "choose another folder with --output")
 
 
-def _cost(cost: Estimate, layout: Layout) -> Findings:
+def disk_finding(cost: Estimate, layout: Layout) -> Finding:
+    """Whether all artifacts of a study fit on the disk."""
     parts = ", ".join(f"{kind} {gb:.2g}" for kind, gb in cost.disk_gb.items())
     free = shutil.disk_usage(nearest_existing(layout.root)).free / 1e9
     needed = f"about {cost.total_gb:.2g} GB ({parts}); {free:.3g} GB are free"
     if cost.total_gb * _SPARE > free:
-        yield Finding("error", "disk", needed, "free some space, or choose another folder with --output")
-    else:
-        yield Finding("ok", "disk", needed)
+        return Finding("error", "disk", needed, "free some space, or choose another folder with --output")
+    return Finding("ok", "disk", needed)
+
+
+def _cost(cost: Estimate, layout: Layout) -> Findings:
+    yield disk_finding(cost, layout)
     if not cost.runs:
-        yield Finding("error", "grid", "no group has enough training images; nothing would be trained")
+        hint = "write a smaller min_group_size under data, or `groups: [all]` under grid"
+        yield Finding("error", "grid", "no group has enough training images; nothing would be trained", hint)
         return
     longest = max(cost.runs, key=lambda run: run.hours)
     speed = f"at {cost.gflops_per_s:.2g} GFLOP/s on {cost.device}, an order of magnitude"

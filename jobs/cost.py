@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
 from fluence.errors import FluenceError
 from fluence.layout import Layout
 from fluence.study import Study
-from jobs.estimate import ALL, estimate
+from jobs.estimate import estimate_study
 from jobs.jobstate import Attempt
 from jobs.pipeline import STAGES, Task
 from jobs.plan import plan
@@ -36,7 +36,8 @@ class Usage:
         gpu_hours: GPUs × hours.
         cpu_hours: CPUs × hours.
         preemptions: starts that ended since others went first.
-        lost_gpu_hours: of the GPU hours, those that preemption may have cost at most.
+        lost_gpu_hours: of the GPU hours, those that were done again at most, since a start ended badly and another one
+            followed.
         lost_cpu_hours: of the CPU hours, the same.
         projected_gpu_hours: GPU hours in all if the rest goes as fast; None if nothing can be said.
     """
@@ -84,38 +85,48 @@ def cost(
     """
     found = standings(tasks, layout, slurm, keep_s)
     notes = list(found.look.notes) if found.was_submitted else ["nothing was submitted to a cluster"]
-    estimates, device = _estimates(study, notes)
+    estimates, device = _estimates(study, layout, notes)
     return Bill(tuple(_usages(found, tasks, layout)), estimates, device, tuple(notes))
 
 
 def _usages(found: Standings, tasks: tuple[Task, ...], layout: Layout) -> Iterable[Usage]:
     models = {task.name: task.run.model for task in tasks if task.run}
-    attempts: dict[tuple[str, str], list[tuple[float, tuple[Attempt, ...]]]] = defaultdict(list)
+    jobs: dict[tuple[str, str], list[_Job]] = defaultdict(list)
     for standing in found.every:
         if standing.job is not None and standing.job.attempts:
             model = models.get(standing.task, EARLIER) if standing.batch.stage in _OF_RUNS else ""
-            attempts[standing.batch.stage, model].append((_at_risk_s(standing), standing.job.attempts))
+            job = _Job((standing.task, standing.key), _at_risk_s(standing), standing.job.attempts)
+            jobs[standing.batch.stage, model].append(job)
     progress = _progress(tasks, layout, found)
     order = {stage.name: place for place, stage in enumerate(STAGES)}
-    for stage, model in sorted(attempts, key=lambda pair: (order[pair[0]], pair[1])):
-        yield _usage(stage, model, attempts[stage, model], progress.get((stage, model), 0.0))
+    for stage, model in sorted(jobs, key=lambda pair: (order[pair[0]], pair[1])):
+        yield _usage(stage, model, jobs[stage, model], progress.get((stage, model), 0.0))
 
 
 _OF_RUNS = tuple(stage.name for stage in STAGES if stage.each == "run")
 
 
-def _usage(stage: str, model: str, jobs: Sequence[tuple[float, tuple[Attempt, ...]]], progress: float) -> Usage:
+@dataclass(frozen=True)
+class _Job:
+    """A job: name and key of its task, the seconds of work that one of its starts may lose, and its starts."""
+
+    task: tuple[str, str]
+    at_risk_s: float
+    starts: tuple[Attempt, ...]
+
+
+def _usage(stage: str, model: str, jobs: Sequence[_Job], progress: float) -> Usage:
     """Adds up.
 
     Args:
         stage: name of the stage.
         model: name of the model.
-        jobs: for each job the seconds that one of its starts may lose, and its starts.
+        jobs: the jobs; several may have had the same task, one after the other.
         progress: how much of the stage is done for this model, 0 … 1.
     """
-    starts = [start for _, job in jobs for start in job]
+    starts = [start for job in jobs for start in job.starts]
     gpu_hours = sum(start.elapsed_s * start.num_gpus for start in starts) / _HOUR_S
-    preempted = [(min(start.elapsed_s, most), start) for most, job in jobs for start in job if start.was_preempted]
+    lost = list(_lost(jobs))
     return Usage(
         stage=stage,
         model=model,
@@ -123,11 +134,21 @@ def _usage(stage: str, model: str, jobs: Sequence[tuple[float, tuple[Attempt, ..
         starts=len(starts),
         gpu_hours=gpu_hours,
         cpu_hours=sum(start.elapsed_s * start.num_cpus for start in starts) / _HOUR_S,
-        preemptions=len(preempted),
-        lost_gpu_hours=sum(lost_s * start.num_gpus for lost_s, start in preempted) / _HOUR_S,
-        lost_cpu_hours=sum(lost_s * start.num_cpus for lost_s, start in preempted) / _HOUR_S,
+        preemptions=sum(start.was_preempted for start in starts),
+        lost_gpu_hours=sum(lost_s * start.num_gpus for lost_s, start in lost) / _HOUR_S,
+        lost_cpu_hours=sum(lost_s * start.num_cpus for lost_s, start in lost) / _HOUR_S,
         projected_gpu_hours=gpu_hours / progress if progress and gpu_hours else None,
     )
+
+
+def _lost(jobs: Sequence[_Job]) -> Iterator[tuple[float, Attempt]]:
+    """Starts that ended badly and were followed by another one of the same task, with the seconds it did again."""
+    by_task: dict[tuple[str, str], list[tuple[float, Attempt]]] = defaultdict(list)
+    for job in jobs:
+        by_task[job.task] += [(job.at_risk_s, start) for start in job.starts]
+    for starts in by_task.values():
+        followed = sorted(starts, key=lambda pair: pair[1].started)[:-1]
+        yield from ((min(start.elapsed_s, most_s), start) for most_s, start in followed if not start.ended_well)
 
 
 def _at_risk_s(standing: Standing) -> float:
@@ -145,15 +166,10 @@ def _progress(tasks: tuple[Task, ...], layout: Layout, found: Standings) -> dict
     return {pair: sum(values) / len(values) for pair, values in fractions.items()}
 
 
-def _estimates(study: Study, notes: list[str]) -> tuple[dict[str, float], str]:
+def _estimates(study: Study, layout: Layout, notes: list[str]) -> tuple[dict[str, float], str]:
     """Hours by model on this machine; none where the images cannot be seen from here."""
-    from fluence.data.readers import read_manifest
-
-    data = study.data
     try:
-        training, rated = (read_manifest(data.datasets[name], data).table for name in (data.training, data.rated))
-        sizes = {**training["group"].value_counts(), ALL: len(training)}
-        expected = estimate(study, sizes, len(rated))
+        expected = estimate_study(study, layout)
     except FluenceError as error:
         notes.append(f"no estimate: {error}")
         return {}, ""
@@ -187,7 +203,10 @@ def cost_table(bill: Bill, study: str) -> str:
     hours = ", ".join(f"{model} {_hours(found)} h" for model, found in bill.estimates.items())
     remarks = [f"estimate of training and extraction, all runs, on {bill.device} here: {hours}"] if hours else []
     if bill.usages:
-        remarks.append("lost: done again since the last checkpoint, at most; in all: GPU h if the rest goes as fast")
+        remarks.append(
+            "lost: since the last checkpoint of starts that were cut off, and done again by the next; at most"
+        )
+        remarks.append("in all: GPU h if the rest goes as fast")
     return "\n".join([f"{study}: hours over all starts", *table, *(f"  {text}" for text in (*remarks, *bill.notes))])
 
 

@@ -5,7 +5,6 @@ First from this machine, in seconds; then, with a job of a few minutes for each 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -16,24 +15,29 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fluence.errors import UnwritableError
+from fluence.errors import FluenceError, UnwritableError
 from fluence.layout import Layout
 from fluence.store.files import explained, write_text
-from fluence.store.trial import hdf5_trouble
+from fluence.store.trial import hdf5_trouble, held_lock
 from fluence.study import Study
-from jobs.check import kernels_fit, look_for_weights, nearest_existing
+from jobs.check import disk_finding, kernels_fit, look_for_weights, nearest_existing
+from jobs.clocks import ahead_of_slurm, clock_finding
 from jobs.code import freeze_code
-from jobs.findings import Finding, Findings
+from jobs.estimate import estimate_study
+from jobs.findings import Finding, Findings, Level
 from jobs.jobscript import refuse_strange_folder
 from jobs.limits import room
-from jobs.nodeprobe import STUDY, clock_ahead_s
-from jobs.probes import Probes, clock_finding, hdf5_finding, reinstall
+from jobs.nodeprobe import LOCK, STUDY
+from jobs.preemption import preemption
+from jobs.probes import Probes, hdf5_finding, reinstall
 from jobs.resources import CLASSES
 from jobs.sites import Site
 from jobs.slurm import NoAnswer, Slurm
 
 _FEW_BYTES, _FEW_INODES = 20e9, 10_000
 _FILES_PER_RUN = 12
+_ELSEWHERE = "type --output DIR with another folder, or set FLUENCE_OUTPUT"
+_QUOTA = "a quota of your project is not in this figure: ask your site's quota command, too"
 _MODULES = "analysis.analyse, fluence.training, jobs.tasks"
 
 
@@ -85,7 +89,8 @@ class Doctor:
         if self.reaches_slurm:
             yield from self._test_scripts()
             yield from self._limits()
-            yield from self._requeue()
+            yield from preemption(self._site, self._slurm)
+            yield from self._clock()
         yield from self._folder()
         yield from self._torch()
         if self._study:
@@ -107,7 +112,8 @@ class Doctor:
             yield Finding("ok", "accounting", "sacct answers")
         except NoAnswer as problem:
             found = f"{problem}; status then knows ended jobs by their files alone, and `fluence cost` knows nothing"
-            yield Finding("warning", "accounting", found)
+            hint = "type `fluence status` often, or ask the administrators for accounting"
+            yield Finding("warning", "accounting", found, hint)
 
     def _test_scripts(self) -> Findings:
         """Slurm's own opinion of the account, QoS, partition, time and size of a job of each class."""
@@ -122,8 +128,9 @@ class Doctor:
 
     def _limits(self) -> Findings:
         free, notes = room(self._site, self._slurm)
+        hint = "write `#FLUENCE max-submit=N` into the site's files if there is a limit, or type the same again later"
         for note in notes:
-            yield Finding("warning", "limits", note)
+            yield Finding("warning", "limits", note, hint)
         if not notes:
             yield Finding("ok", "limits", f"arrays of up to {free.longest_array} jobs (MaxArraySize)")
         for name in CLASSES:
@@ -134,19 +141,10 @@ class Doctor:
             hint = "wait, or end some; `fluence submit` sends what fits and the rest when it is typed again"
             yield Finding("warning", f"{name} jobs", found, hint) if not slots else Finding("ok", f"{name} jobs", found)
 
-    def _requeue(self) -> Findings:
-        """How a job that is preempted, or out of time, goes on."""
-        with suppress(NoAnswer):
-            config = self._slurm.config()
-            modes = config.get("PreemptMode", "")
-            warned = "preempt_send_user_signal" in config.get("SlurmctldParameters", "")
-            if "OFF" not in modes and not warned:
-                found = "a job that is preempted may not be warned, and loses what it did since its last checkpoint"
-                hint = "give `fluence submit` a --checkpoint-interval that you can afford to lose"
-                yield Finding("warning", "preemption", found, hint)
-            for name in CLASSES:
-                if not self._site[name].caps.requeue:
-                    yield Finding("ok", f"{name} jobs", "this site does not requeue: a successor goes on instead")
+    def _clock(self) -> Findings:
+        ahead = ahead_of_slurm(self._slurm)
+        if ahead is not None:
+            yield clock_finding(ahead, "clock", "this machine", "Slurm's")
 
     # ── The folder ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -159,10 +157,9 @@ class Doctor:
                 yield from self._space(root)
                 yield from hdf5_finding(hdf5_trouble(folder), "hdf5")
                 yield _locks(folder)
-                yield from clock_finding(clock_ahead_s(folder), "clock", "this machine")
                 yield from self._code(folder)
         except UnwritableError as problem:
-            yield Finding("error", "folder", str(problem), "" if "--output" in str(problem) else "choose another one")
+            yield Finding("error", "folder", str(problem), _ELSEWHERE)
 
     def _home(self, root: Path) -> Findings:
         if not root.resolve().is_relative_to(Path.home().resolve()):
@@ -178,15 +175,26 @@ class Doctor:
     def _space(self, root: Path) -> Findings:
         status = os.statvfs(nearest_existing(root))
         num_bytes, num_files = status.f_bavail * status.f_frsize, status.f_favail
-        quota = "a quota of your project is not in this figure: ask your site's quota command, too"
-        level = "warning" if num_bytes < _FEW_BYTES else "ok"
-        yield Finding(level, "disk", f"{num_bytes / 1e9:,.0f} GB free", quota)
+        yield self._disk(num_bytes)
         if not status.f_files:
             return
         needed = self._num_runs * _FILES_PER_RUN
         said = f"{num_files:,} inodes free" + (f"; the study needs about {needed:,}" if needed else "")
-        level = "error" if needed > num_files else "warning" if num_files < _FEW_INODES else "ok"
-        yield Finding(level, "inodes", said, quota)
+        level: Level = "error" if needed > num_files else "warning" if num_files < _FEW_INODES else "ok"
+        yield Finding(level, "inodes", said, _QUOTA if level == "ok" else f"delete files, or {_ELSEWHERE}; {_QUOTA}")
+
+    def _disk(self, num_bytes: int) -> Finding:
+        """Bytes free against what `fluence check` expects of the study; without one, against what is never enough."""
+        found = f"{num_bytes / 1e9:,.0f} GB free"
+        if self._study is None:
+            few = num_bytes < _FEW_BYTES
+            return Finding("warning" if few else "ok", "disk", found, f"free some space; {_QUOTA}" if few else _QUOTA)
+        try:
+            finding = disk_finding(estimate_study(self._study, self._layout, gflops_per_s=1.0), self._layout)
+        except FluenceError as problem:
+            found = f"{found}; what the study needs is unknown: {str(problem).splitlines()[0]}"
+            return Finding("warning", "disk", found, f"type `fluence check` with this study; {_QUOTA}")
+        return replace(finding, hint=f"{finding.hint}; {_QUOTA}" if finding.hint else _QUOTA)
 
     @property
     def _num_runs(self) -> int:
@@ -224,7 +232,8 @@ class Doctor:
             yield Finding("error", "torch", f"{torch.__version__} is built without CUDA", reinstall())
             return
         if not built_for:
-            yield Finding("warning", "torch", f"{torch.__version__} tells its GPUs only to nodes that have one")
+            found = f"{torch.__version__} tells its GPUs only to nodes that have one"
+            yield Finding("warning", "torch", found, "leave out --no-jobs: a job on such a node looks")
             return
         yield kernels_fit(divmod(capability, 10), built_for, torch.__version__)
 
@@ -237,7 +246,7 @@ class Doctor:
             wait_s: how long to wait for all of them.
         """
         try:
-            with probe_folder(self._layout) as folder:
+            with probe_folder(self._layout) as folder, held_lock(folder / LOCK):
                 if self._study:
                     write_text(folder / STUDY, self._study.model_dump_json())
                 probes = Probes(self._site, self._slurm, folder)
@@ -247,7 +256,7 @@ class Doctor:
                 finally:
                     probes.withdraw()
         except UnwritableError as problem:
-            yield Finding("error", "folder", str(problem))
+            yield Finding("error", "folder", str(problem), _ELSEWHERE)
 
 
 def _from_here(finding: Finding) -> Finding:
@@ -259,11 +268,9 @@ def _from_here(finding: Finding) -> Finding:
 
 def _locks(folder: Path) -> Finding:
     """Whether two people who submit the same study at once would notice."""
-    with (folder / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            found = f"the file system has none ({error.strerror}); two who submit the same study at once send it twice"
+    with held_lock(folder / LOCK) as trouble:
+        if trouble:
+            found = f"the file system has none ({trouble}); two who submit the same study at once send it twice"
             return Finding("warning", "locks", found, "one of you submits, or --output is on another file system")
     return Finding("ok", "locks", "two who submit the same study at once would notice")
 

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fluence.layout import Layout
 from fluence.study import LpipsLoss, Study, VaeModel
+from jobs.pipeline import datasets_in_use
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +98,29 @@ class Estimate:
     def num_runs(self) -> int:
         """Trainings of all seeds."""
         return sum(run.num_seeds for run in self.runs)
+
+
+def estimate_study(study: Study, layout: Layout, gflops_per_s: float | None = None) -> Estimate:
+    """Estimates what a study costs, from the images that are packed or lie on disk.
+
+    Args:
+        study: the study.
+        layout: its folder.
+        gflops_per_s: speed of the machine; timed if None.
+
+    Raises:
+        FluenceError: a data set cannot be read.
+    """
+    from fluence.data.readers import read_manifest
+    from fluence.store.packed import Packed
+
+    tables = {}
+    for name in datasets_in_use(study):
+        path, dataset = layout.packed(name), study.data.datasets[name]
+        tables[name] = Packed(path).table if path.exists() else read_manifest(dataset, study.data).table
+    training = tables[study.data.training]
+    sizes = {**training["group"].value_counts(), ALL: len(training)}
+    return estimate(study, sizes, len(tables[study.data.rated]), gflops_per_s)
 
 
 def estimate(

@@ -19,13 +19,20 @@ class Finding:
         level: `error` keeps the study from running; a `warning` is worth a thought; `ok` is as it should be.
         key: the setting, or the part of the machine, that it is about.
         message: what was found.
-        hint: what to do, or an empty string.
+        hint: what to type or to do about it; only what is `ok` may go without.
+
+    Raises:
+        ValueError: an error or a warning does not say what to do.
     """
 
     level: Level
     key: str
     message: str
     hint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.level != "ok" and not self.hint:
+            raise ValueError(f"a finding must say what to do about it; this one does not: {self}")
 
     def __str__(self) -> str:
         return f"{self.level:<8} {self.key}: {self.message}" + (f" ({self.hint})" if self.hint else "")
@@ -55,17 +62,23 @@ class Report:
         return "\n".join([*map(str, self.findings), self.count])
 
 
-def findings_of(error: FluenceError, key: str) -> Findings:
-    """One finding for each mistake of an error; one that names its own setting keeps it."""
+def findings_of(error: FluenceError, key: str, hint: str) -> Findings:
+    """One finding for each mistake of an error; one that names its own setting keeps it.
+
+    Args:
+        error: what was raised.
+        key: the setting that it is about, unless it names one.
+        hint: what to do, where a mistake does not say.
+    """
     first, *_ = str(error).splitlines()
     mistakes: tuple[Mistake, ...] = getattr(error, "mistakes", ())
     if not mistakes:
         named, colon, message = first.partition(": ")
         own = colon and " " not in named and "." in named and "/" not in named
-        yield Finding("error", named, message) if own else Finding("error", key, first)
+        yield Finding("error", named, message, hint) if own else Finding("error", key, first, hint)
     for mistake in mistakes:
         place = f"line {mistake.line}: " if mistake.line else ""
-        yield Finding("error", key, f"{place}{mistake.key}: {mistake.message}", mistake.hint)
+        yield Finding("error", key, f"{place}{mistake.key}: {mistake.message}", mistake.hint or hint)
 
 
 def counted(number: int, thing: str) -> str:

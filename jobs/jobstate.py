@@ -86,6 +86,11 @@ class Attempt:
         """Whether another job took its place. One that saved its state first counts as requeued at Slurm."""
         return self.state == "PREEMPTED" or (self.state == "REQUEUED" and not self.hit_its_limit)
 
+    @property
+    def ended_well(self) -> bool:
+        """Whether nothing it did has to be done again: it came to its end, or saved all when its time was over."""
+        return self.state == "COMPLETED" or (self.state == "REQUEUED" and self.hit_its_limit)
+
 
 @dataclass(frozen=True)
 class JobState:

@@ -12,6 +12,7 @@ from pathlib import Path
 from fluence.layout import Layout
 from fluence.store.files import write_text
 from jobs.check import kernels_fit
+from jobs.clocks import Ahead, between, clock_finding
 from jobs.code import freeze_code
 from jobs.findings import Finding, Findings
 from jobs.jobscript import with_gpus
@@ -20,9 +21,9 @@ from jobs.resources import CLASSES, ResourceClass, Resources
 from jobs.sites import Site, directive_lines
 from jobs.slurm import NoAnswer, Slurm
 
-_SKEW_S, _BAD_SKEW_S = 5.0, 120.0  # munge refuses messages that are 300 s off
 _PROBE_MIN = 10
 _POLL_S, _ASK_S, _SHOWS_WITHIN_S = 1.0, 15.0, 75.0
+_ANOTHER_DISK = "choose a folder on another file system with --output"
 _LOCKS_OFF = "write `export HDF5_USE_FILE_LOCKING=FALSE` below the directives of the site's files"
 
 
@@ -38,11 +39,13 @@ class Probes:
     def __init__(self, site: Site, slurm: Slurm, folder: Path) -> None:
         self._site, self._slurm, self._folder = site, slurm, folder
         self._copy = freeze_code(Layout(folder))
+        self._sent_at = time.time()
         self._waiting: dict[ResourceClass, str] = {}
         self._gone: dict[ResourceClass, float] = {}
 
     def send(self) -> Findings:
         """Submits one job for each class."""
+        self._sent_at = time.time()
         for name in CLASSES:
             path = self._folder / f"{name}.sh"
             write_text(path, self._script(name))
@@ -59,14 +62,15 @@ class Probes:
             "time": str(min(_PROBE_MIN, resources.time_min)),
             "job-name": "fluence-doctor",
             "output": str(self._folder / f"{name}.out"),
+            "error": str(self._folder / f"{name}.err"),
             "nodes": "1",
             "ntasks-per-node": "1",
         }
         left_out = {"time-min", "signal", "exclusive"}
         options = {key: value for key, value in resources.directives.items() if key not in left_out} | own
         options |= with_gpus(options, resources.gpus_per_node)
-        if resources.caps.requeue and "no-requeue" not in options:
-            options["requeue"] = None
+        if "no-requeue" not in options:
+            options["requeue" if resources.caps.requeue else "no-requeue"] = None
         lines = [
             *directive_lines(options),
             *self._site.setup(name),
@@ -106,7 +110,8 @@ class Probes:
             seen = read_view(self._folder / f"{name}.json")
             if seen is not None:
                 del self._waiting[name]
-                yield from node_findings(name, self._site[name], seen, self._copy)
+                window = between(seen.time, seen.time, self._sent_at, time.time())
+                yield from node_findings(name, self._site[name], seen, self._copy, window)
 
     def _ended_without_a_word(self) -> Findings:
         """Jobs that have been gone for a while: what a node has written may take a minute to show here."""
@@ -118,8 +123,8 @@ class Probes:
             if state or now - since < _SHOWS_WITHIN_S:
                 continue
             del self._waiting[name]
-            output = self._folder / f"{name}.out"
-            words = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
+            outputs = [path for ending in ("out", "err") if (path := self._folder / f"{name}.{ending}").exists()]
+            words = "\n".join(path.read_text(errors="replace") for path in outputs).strip().splitlines()
             found = f"the job has failed: {words[-1]}" if words else "the job has failed without a word"
             file = self._site[name].file.path
             hint = f"look at the prologue of {file}" if words else f"do the nodes see {self._folder.parent}?"
@@ -140,10 +145,21 @@ class Probes:
         return {name: states.get(job, "") for name, job in self._waiting.items()}
 
 
-def node_findings(name: ResourceClass, resources: Resources, seen: NodeView, copy: Path) -> Findings:
-    """What one node's view means."""
+def node_findings(name: ResourceClass, resources: Resources, seen: NodeView, copy: Path, window: Ahead) -> Findings:
+    """What one node's view means.
+
+    Args:
+        name: the class of the node.
+        resources: what its file asks for.
+        seen: the view.
+        copy: the copy of the code.
+        window: the node's clock against this machine's, by when the job was sent and answered.
+    """
     key, file = f"{name} node", resources.file.path
     yield Finding("ok", key, f"{seen.host} can write to the folder; Python {seen.python}")
+    if seen.prologue:
+        hint = f"look at the prologue of {file}; a line that may complain can end with 2>/dev/null"
+        yield Finding("warning", key, f"the prologue complains: {' / '.join(seen.prologue)}", hint)
     if not Path(seen.fluence).is_relative_to(copy.resolve()):
         hint = f"no line of {file} may change PYTHONPATH after all"
         yield Finding("error", key, f"imports {seen.fluence}, not the copy of the code", hint)
@@ -153,25 +169,42 @@ def node_findings(name: ResourceClass, resources: Resources, seen: NodeView, cop
         )
         yield Finding("warning", key, f"cannot write to {seen.home}", hint)
     yield from hdf5_finding(seen.hdf5, key)
-    yield from clock_finding(seen.clock_ahead_s, key, seen.host)
+    if seen.lock:
+        found = f"file locks do not reach {seen.host}: {seen.lock}; two who submit a study at once may send it twice"
+        hint = f"only one of you types `fluence submit`, and on one machine; or {_ANOTHER_DISK}"
+        yield Finding("warning", key, found, hint)
+    if seen.clock:
+        yield clock_finding(Ahead(*seen.clock), key, seen.host, "Slurm's")
+    else:
+        yield clock_finding(window, key, seen.host, "this machine's")
     yield from _requeue(key, resources, seen)
     yield from _torch(key, resources, seen)
-    for problem in seen.weights:
-        yield Finding(
-            "error", key, problem, "put the file where the nodes see it; `fluence check` tells where it is sought"
-        )
+    for problem in seen.missing:
+        hint = "put it where the nodes see it, and name that place: --data NAME=DIR, or `weights:` in the study"
+        yield Finding("error", key, problem, hint)
     if resources.caps.internet and not seen.internet:
         yield Finding("warning", key, "cannot reach the internet", f"write `#FLUENCE internet=no` into {file}")
 
 
 def _requeue(key: str, resources: Resources, seen: NodeView) -> Findings:
-    says = resources.caps.requeue
+    says = resources.caps.requeue and "no-requeue" not in resources.directives
     if seen.requeue not in ("0", "1"):
         found = f"Slurm does not answer there ({seen.requeue}); a job cannot ask to start again"
         yield Finding("error", key, found, f"load Slurm's commands in the prologue of {resources.file.path}")
     elif says and seen.requeue == "0":
         hint = f"write `#FLUENCE requeue=no` into {resources.file.path}: a successor then goes on"
         yield Finding("error", key, "Slurm has turned --requeue off", hint)
+    if seen.requeue == "0":
+        yield _successor(key, resources, seen)
+
+
+def _successor(key: str, resources: Resources, seen: NodeView) -> Finding:
+    """Where jobs are not requeued, each one submits the next from its node."""
+    if not seen.sbatch:
+        return Finding("ok", key, "sbatch answers there; a job can submit its successor")
+    found = f"a job cannot submit its successor there, and ends for good at its time limit: {seen.sbatch}"
+    hint = f"make sbatch work in the prologue of {resources.file.path}, or type `fluence submit` again after each end"
+    return Finding("error", key, found, hint)
 
 
 def _torch(key: str, resources: Resources, seen: NodeView) -> Findings:
@@ -201,18 +234,7 @@ def hdf5_finding(trouble: str, key: str) -> Findings:
     if not trouble:
         yield Finding("ok", key, "HDF5 files can be written, locked and read")
     else:
-        yield Finding("error", key, f"HDF5: {trouble}", _LOCKS_OFF if "lock" in trouble else "")
-
-
-def clock_finding(ahead_s: float, key: str, who: str) -> Findings:
-    """Whether a machine's clock agrees with the file system's, by which files are dated."""
-    if abs(ahead_s) < _SKEW_S:
-        yield Finding("ok", key, f"the clock of {who} agrees with the file system's to {abs(ahead_s):.1f} s")
-        return
-    side = "ahead of" if ahead_s > 0 else "behind"
-    found = f"the clock of {who} is {abs(ahead_s):.0f} s {side} the file system's"
-    hint = "tell the administrators; times in `fluence status` are off by as much"
-    yield Finding("error" if abs(ahead_s) > _BAD_SKEW_S else "warning", key, found, hint)
+        yield Finding("error", key, f"HDF5: {trouble}", _LOCKS_OFF if "lock" in trouble else _ANOTHER_DISK)
 
 
 def reinstall() -> str:

@@ -10,8 +10,8 @@ from fluence.errors import FluenceError, StudyError
 from fluence.layout import Layout
 from fluence.study import Study
 from jobs.batches import STAGE_NAMES, Choice
-from jobs.estimate import ALL, Estimate, estimate
-from jobs.pipeline import Task, datasets_in_use
+from jobs.estimate import estimate_study
+from jobs.pipeline import Task
 from jobs.sites import Site, load_site, placeholders
 from jobs.snapshot import Snapshot, take_snapshot
 from jobs.submit import Options, Sent, Submission, submit
@@ -98,7 +98,7 @@ def _counted(tasks: tuple[Task, ...]) -> str:
 def _cost(done: Submission, snapshot: Snapshot, layout: Layout, site: Site) -> Iterator[str]:
     """Hours of training by the site's billing rule, and disk. Orders of magnitude."""
     try:
-        cost = _estimate(snapshot.study, layout, site)
+        cost = estimate_study(snapshot.study, layout, _GFLOPS_PER_S.get(site["gpu"].caps.gpu_sm or 0))
     except FluenceError as problem:
         yield f"hours and disk are unknown: {str(problem).splitlines()[0]}"
         return
@@ -118,17 +118,3 @@ def _cost(done: Submission, snapshot: Snapshot, layout: Layout, site: Site) -> I
 
 def _short(number: float) -> str:
     return "0.01" if 0 < number < 0.01 else f"{number:.2g}" if number < 100 else f"{number:,.0f}"
-
-
-def _estimate(study: Study, layout: Layout, site: Site) -> Estimate:
-    from fluence.data.readers import read_manifest
-    from fluence.store.packed import Packed
-
-    tables = {}
-    for name in datasets_in_use(study):
-        path, dataset = layout.packed(name), study.data.datasets[name]
-        tables[name] = Packed(path).table if path.exists() else read_manifest(dataset, study.data).table
-    training = tables[study.data.training]
-    sizes = {**training["group"].value_counts(), ALL: len(training)}
-    speed = _GFLOPS_PER_S.get(site["gpu"].caps.gpu_sm or 0)
-    return estimate(study, sizes, len(tables[study.data.rated]), speed)

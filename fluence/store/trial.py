@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
@@ -21,6 +22,32 @@ def hdf5_trouble(folder: Path) -> str:
                 return "" if list(file["numbers"]) == [1, 2, 3] else "what was read is not what was written"
         except OSError as error:
             return str(error)
+
+
+@contextmanager
+def held_lock(path: Path) -> Iterator[str]:
+    """Holds the lock of a new file meanwhile; gives why not, or an empty string. No lock, no file."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            path.unlink()
+            yield error.strerror or str(error)
+        else:
+            yield ""
+
+
+def lock_trouble(path: Path) -> str:
+    """Why a lock that another machine holds with `held_lock` would not keep this one out; empty if it does."""
+    with suppress(FileNotFoundError), path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return ""
+        except OSError as error:
+            return error.strerror or str(error)
+        return "what another machine had locked could be locked here, too"
+    return ""
 
 
 @contextmanager

@@ -284,6 +284,26 @@ def test_preempted_by_a_more_urgent_job(slurm_cluster: Cluster, undisturbed: Stu
     assert study.result() == undisturbed.result()
 
 
+@pytest.mark.parametrize(("grace_s", "ends"), [(0, ["PREEMPTED"]), (10, ["REQUEUED", "COMPLETED"])])
+def test_preempted_where_preemption_cancels(
+    slurm_cluster: Cluster, undisturbed: Study, tmp_path: Path, grace_s: int, ends: list[str]
+) -> None:
+    """A job with time to ask for another start gets one; one that is ended at once goes on with a later submission."""
+    study = twin(undisturbed, tmp_path / "study")
+    slurm_cluster.scontrol("update", "PartitionName=gpu", "PreemptMode=CANCEL", f"GraceTime={grace_s}")
+    try:
+        study.submit()
+        study.wait_for_checkpoint()
+        preempt(study, "train")
+        study.wait()
+    finally:
+        slurm_cluster.scontrol("update", "PartitionName=gpu", "PreemptMode=REQUEUE", "GraceTime=10")
+    assert study.history("train", 0, runs=len(ends)) == ends
+    assert bool(study.submit().sent) == (ends == ["PREEMPTED"])
+    study.wait()
+    assert study.agrees_with(undisturbed)
+
+
 def test_requeued_by_hand(slurm_cluster: Cluster, undisturbed: Study, tmp_path: Path) -> None:
     study = twin(undisturbed, tmp_path / "study")
     study.submit()

@@ -281,7 +281,7 @@ def test_a_v100_is_told_which_torch_to_install(place: Place, monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
     finding = the_bad(place.check())
     assert "no kernel image" in finding.message
-    assert finding.hint == "install torch<2.11, with the extra [v100]"
+    assert finding.hint == "type: pip install 'fluence[v100]' (torch before 2.11)"
 
 
 def test_fp16_needs_a_gpu(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Cost: every start of every job counts, by stage and model, with what preemption may have cost."""
+"""Cost: every start of every job counts, by stage and model, with what had to be done again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fluence.layout import Layout
 from fluence.store.outcome import write_progress
 from fluence.study import Study
-from jobs.cost import EARLIER, Bill, Usage, _usage, cost, cost_table
+from jobs.cost import EARLIER, Bill, Usage, _Job, _usage, cost, cost_table
 from jobs.jobstate import Attempt
 from jobs.journal import Journal
 from jobs.pipeline import tasks_of
@@ -68,7 +68,9 @@ def test_hours_of_all_starts_by_stage_and_model(tmp_path: Path) -> None:
     big, small, measure = bill(layout, accounts).usages
     assert (big.stage, big.model, big.jobs, big.starts) == ("train", "big", 1, 3)
     assert (big.gpu_hours, big.cpu_hours) == (4 * 3.5, 40 * 3.5)
-    assert (big.preemptions, big.lost_gpu_hours, big.lost_cpu_hours) == (1, 4 * 600 / 3600, 40 * 600 / 3600)
+    lost_h = (600 + 600) / 3600  # of the preempted one and of the one whose time was over
+    assert (big.preemptions, big.lost_gpu_hours) == (1, 4 * lost_h)
+    assert big.lost_cpu_hours == pytest.approx(40 * lost_h)
     assert (small.model, small.jobs, small.starts, small.gpu_hours, small.lost_gpu_hours) == ("small", 1, 1, 1.0, 0.0)
     assert (measure.stage, measure.gpu_hours, measure.cpu_hours) == ("measure", 0.0, 20.0)
     assert measure.lost_cpu_hours == 10.0  # it keeps no checkpoint: all of it
@@ -122,12 +124,59 @@ ATTEMPTS = st.builds(
 
 @given(st.lists(st.lists(ATTEMPTS, max_size=4).map(tuple), max_size=5), st.sampled_from(["train", "measure"]))
 def test_hours_add_up_and_no_more_is_lost_than_was_used(jobs: list[tuple[Attempt, ...]], stage: str) -> None:
-    usage = _usage(stage, "small", [(600.0, job) for job in jobs], 0.0)
+    usage = _usage(stage, "small", [_Job((f"t{len(job)}", "k"), 600.0, job) for job in jobs], 0.0)
     slow = sum(a.elapsed_s * a.num_gpus / 3600 for job in jobs for a in job)
     assert usage.gpu_hours == pytest.approx(slow)
     assert 0 <= usage.lost_gpu_hours <= usage.gpu_hours + 1e-9
     assert 0 <= usage.lost_cpu_hours <= usage.cpu_hours + 1e-9
     assert usage.starts == sum(map(len, jobs))
+
+
+def start(state: str, started: float = 0.0, elapsed_s: float = 3600.0) -> Attempt:
+    return Attempt(state, started, elapsed_s, num_cpus=10, num_gpus=1, limit_s=72_000.0)
+
+
+@pytest.mark.parametrize(
+    ("state", "elapsed_s", "lost_s"),
+    [
+        ("COMPLETED", 3600.0, 0.0),
+        ("PREEMPTED", 3600.0, 600.0),
+        ("PREEMPTED", 60.0, 60.0),
+        ("REQUEUED", 3600.0, 600.0),
+        ("REQUEUED", 71_900.0, 0.0),  # it saved when its time was over
+        ("TIMEOUT", 72_000.0, 600.0),
+        ("NODE_FAIL", 3600.0, 600.0),
+        ("FAILED", 3600.0, 600.0),
+        ("OUT_OF_MEMORY", 3600.0, 600.0),
+        ("CANCELLED", 3600.0, 600.0),
+    ],
+)
+def test_what_is_lost_by_how_a_start_ended(state: str, elapsed_s: float, lost_s: float) -> None:
+    """Only what another start has done again: in the same job, or in a later one for the same task."""
+    cut_off, next_one = start(state, 0.0, elapsed_s), start("RUNNING", 100_000.0)
+    task, other = ("small-all-s0", "key"), ("small-all-s0", "another key")
+    in_one = [_Job(task, 600.0, (cut_off, next_one))]
+    in_two = [_Job(task, 900.0, (next_one,)), _Job(task, 600.0, (cut_off,))]
+    for jobs in (in_one, in_two):
+        usage = _usage("train", "small", jobs, 0.0)
+        assert (usage.lost_gpu_hours, usage.lost_cpu_hours) == (lost_s / 3600, 10 * lost_s / 3600)
+    unfollowed = [_Job(task, 600.0, (cut_off,)), _Job(other, 600.0, (next_one,))]
+    assert _usage("train", "small", unfollowed, 0.0).lost_gpu_hours == 0.0
+
+
+def test_a_job_that_another_submission_continues(tmp_path: Path) -> None:
+    """A node is lost, and another job goes on with the same training."""
+    layout = Layout(tmp_path)
+    (name, *_) = submit(layout, "train", "7")
+    submit(layout, "train", "8", [name])
+    accounts = [
+        account_line("7_0", "NODE_FAIL", start=1000, elapsed_s=7200, gpus=4, cpus=40),
+        account_line("8", "COMPLETED", start=30_000, elapsed_s=1800, gpus=2, cpus=20),
+    ]
+    found = bill(layout, accounts)
+    (usage,) = found.usages
+    assert (usage.jobs, usage.starts, usage.preemptions, usage.lost_gpu_hours) == (2, 2, 0, 4 * 600 / 3600)
+    assert "lost: since the last checkpoint of starts that were cut off" in cost_table(found, "tiny")
 
 
 def test_the_sum_is_the_sum() -> None:
