@@ -51,25 +51,27 @@ learn apart have them in different places."""
 
 def main() -> None:
     """Measures and prints."""
-    options = _options()
+    options = options_of(__doc__ or "")
     os.environ |= {"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {}
     if options.threads:
         torch.set_num_threads(options.threads)
     keep_freed_memory()  # as a training does; the bare loop gains by it too
     with tempfile.TemporaryDirectory() as folder:
-        spec = _spec(Path(folder), options)
-        rounds = {"fluence": _fluence_loop(spec)} | {name: PEERS[name](spec, options) for name in options.peers}
+        spec = spec_of(Path(folder), options)
+        rounds = {name: PEERS[name](spec, options) for name in options.peers}
+        rounds["fluence"] = fluence_loop(spec, Ranks(), Team(Ranks()))
         for run_round in rounds.values():
             run_round()
         speeds: dict[str, list[float]] = {name: [] for name in rounds}
         for number in range(options.rounds):
             for name in sorted(rounds, reverse=bool(number % 2)):
-                speeds[name].append(options.steps * options.batch / _seconds(rounds[name]))
+                speeds[name].append(options.steps * options.batch / seconds(rounds[name]))
         _report(options, speeds)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options_of(description: str) -> argparse.Namespace:
+    """The command line of a benchmark of training."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", type=int, default=64, help="side of the images, px")
     parser.add_argument("--batch", type=int, default=64, help="images per step")
@@ -85,7 +87,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _spec(folder: Path, options: argparse.Namespace) -> TrainSpec:
+def spec_of(folder: Path, options: argparse.Namespace) -> TrainSpec:
     """A training whose epochs have `steps` steps, on random images."""
     layout, num_images = Layout(folder), options.steps * options.batch
     with PackedWriter(layout.packed("noise"), options.size, {}) as writer:
@@ -107,11 +109,10 @@ def _spec(folder: Path, options: argparse.Namespace) -> TrainSpec:
     )
 
 
-def _fluence_loop(spec: TrainSpec) -> Callable[[], None]:
+def fluence_loop(spec: TrainSpec, ranks: Ranks, team: Team) -> Callable[[], None]:
     """One epoch of fluence's loop, with its log, clipping, mirroring and everything."""
-    ranks = Ranks()
     data = load_images(spec, ranks)
-    loop = TrainingLoop(spec, data, Team(ranks), stop=lambda: False, checkpoint_interval_s=FAR_AWAY_S, quiet=True)
+    loop = TrainingLoop(spec, data, team, stop=lambda: False, checkpoint_interval_s=FAR_AWAY_S, quiet=True)
     loop.resume()
 
     def run_round() -> None:
@@ -290,7 +291,8 @@ PEERS: dict[str, Callable[[TrainSpec, argparse.Namespace], Callable[[], None]]] 
 }
 
 
-def _seconds(run_round: Callable[[], None]) -> float:
+def seconds(run_round: Callable[[], None]) -> float:
+    """How long a round takes."""
     _wait_for_device()
     start = time.perf_counter()
     run_round()
