@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -108,9 +109,10 @@ class PartialMetrics:
 
 
 def _write(path: Path, made_from: str, measured: MeasuredLayer) -> None:
-    metrics = {f"{_METRIC}{name}": values for name, values in measured.metrics.items()}
+    arrays: dict[str, Any] = {_MADE_FROM: np.array(made_from), _EPSILON: measured.epsilon}
+    arrays |= {f"{_METRIC}{name}": values for name, values in measured.metrics.items()}
     buffer = io.BytesIO()
-    np.savez(buffer, **{_MADE_FROM: np.array(made_from), _EPSILON: measured.epsilon, **metrics})
+    np.savez(buffer, **arrays)
     content = buffer.getvalue()
     with atomic_path(path) as temporary:
         temporary.write_bytes(hashlib.sha256(content).digest() + content)
