@@ -122,11 +122,12 @@ class Study:
         paths = self.layout.checkpoints(self.runs[index]).glob("step-*.pt")
         return max((int(path.name.split("-")[1]) for path in paths), default=0)
 
-    def until(self, comes: Callable[[], bool], timeout_s: float, complaint: str) -> None:
+    def until(self, comes: Callable[[], bool], timeout_s: float, complaint: str, every_s: float = 0.1) -> None:
+        """Waits until something comes, or complains with all that the jobs have printed."""
         deadline = time.monotonic() + timeout_s
         while not comes():
             assert time.monotonic() < deadline, f"{complaint}\n{self.said()}"
-            time.sleep(0.1)
+            time.sleep(every_s)
 
     def said(self) -> str:
         """All that the jobs have printed, for whoever looks for a mistake."""
@@ -250,4 +251,4 @@ def rank_process(study: Study, stage: str, rank: int) -> processes.Process:
     wanted = {f"SLURM_PROCID={rank}".encode(), f"SLURM_JOB_ID={job}".encode()}
     mine = processes.of_cluster(study.cluster.folder, study.cluster.name)
     ranks = [p for p in mine if p.name.startswith("python") and "submitit.core._submit" in p.command]
-    return next(p for p in ranks if wanted <= processes._environment(p.pid))
+    return next(p for p in ranks if wanted <= processes.environment(p.pid))

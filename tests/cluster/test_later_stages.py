@@ -14,15 +14,13 @@ from pathlib import Path
 import pytest
 
 from jobs.sites import Site
+from tests.cluster import processes
 from tests.cluster.cluster import Cluster
 from tests.cluster.studies import ALL, OF_RUNS, URGENT, Study, rank_process, twin
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-CONTINUES = {
-    "extract": r"continues at image (\d+) of 1100",
-    "measure": r"continues at layer \w+ \((\d+) of \d+\), image (\d+) of 1100",
-}
+PLACE = r"(?:layer \w+ \((\d+) of \d+\), )?image (\d+) of (\d+)"
 
 
 class Held:
@@ -39,13 +37,19 @@ class Held:
         study.until(lambda: study.cluster.job(self.job)["JobState"] == "RUNNING", 120, "it does not start")
         study.until(self._is_there, 60, "its process does not come")
         self.pid = rank_process(study, stage, 0).pid
-        study.until(self._has_something_to_lose, 60, "it does not come to its work")
+        study.until(self._is_at_work, 60, "it does not come to its work", every_s=0.01)
+        study.until(self._has_something_to_lose, 60, "no block is done")
 
     def _is_there(self) -> bool:
         try:
             return bool(rank_process(self._study, self.stage, 0))
         except StopIteration:
             return False
+
+    def _is_at_work(self) -> bool:
+        """It has the activations open, to write or to read: from here on it does one block after the other."""
+        activations = str(self._study.layout.activations(self._study.runs[0]))
+        return processes.holds(self.pid, lambda path: path.startswith(activations))
 
     def _has_something_to_lose(self) -> bool:
         """Lets it go on for a moment, and looks whether it has done another block."""
@@ -60,10 +64,13 @@ class Held:
             os.kill(self.pid, signal.SIGCONT)
 
 
-def places(study: Study, stage: str) -> list[tuple[int, ...]]:
-    """Where the starts of a task have continued, as its log tells."""
-    found = re.findall(CONTINUES[stage], study.log(stage))
-    return [tuple(map(int, [numbers] if isinstance(numbers, str) else numbers)) for numbers in found]
+def places(study: Study, stage: str, verb: str) -> list[tuple[int, int]]:
+    """(layer, image) where the starts of a task have `stopped` or `continues`, as its log tells.
+
+    The end of a layer is the beginning of the next one. Extraction takes all layers at once: its layer is 0.
+    """
+    found = re.findall(f"{verb} at {PLACE}", study.log(stage))
+    return [(int(layer) + 1, 0) if image == total else (int(layer or 0), int(image)) for layer, image, total in found]
 
 
 def _preempted(study: Study, held: Held) -> None:
@@ -121,7 +128,7 @@ def test_a_later_stage(
     held.let_go()
     study.wait()
     assert study.history(stage, runs=len(BLOWS[blow])) == BLOWS[blow]
-    assert len(places(study, stage)) == 1, study.log(stage)
+    assert len(places(study, stage, "continues")) == 1, study.log(stage)
     assert len(study.result()) == OF_RUNS.index(stage) + 1
     assert study.agrees_with(undisturbed_of_many_blocks)
 
@@ -152,9 +159,9 @@ def test_the_time_limit_three_times(slurm_cluster: Cluster, undisturbed_of_many_
     for stage, study in studies.items():
         study.wait()
         assert study.history(stage, runs=4) == ["REQUEUED"] * 3 + ["COMPLETED"]
-        found = places(study, stage)
-        assert len(found) == len(set(found)) == 3, study.log(stage)
-        assert found == sorted(found)
+        found = places(study, stage, "continues")
+        assert found == places(study, stage, "stopped") == sorted(set(found)), study.log(stage)
+        assert len(found) == 3
         assert study.agrees_with(undisturbed_of_many_blocks)
 
 
