@@ -9,14 +9,16 @@ layer `reconstruction` holds the probes that were recorded once per image. Memor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from analysis.partial import MeasuredLayer, PartialMetrics
 from analysis.sparsity import NonFinite, gini, l_epsilon
 from fluence.errors import ArtifactError
+from fluence.layout import Layout, Run
 from fluence.store.activations import Activations, LayerInfo
 from fluence.store.files import write_table
 from fluence.study import Epsilon
@@ -28,25 +30,34 @@ _BLOCK_BYTES = 32 << 20  # of stored values; sorting and comparing them takes a 
 _CHUNK_IMAGES = 32  # images per chunk of the file: smaller steps would read chunks twice
 
 
-def measure(activations: Path, out: Path, epsilon: Epsilon, *, key: str) -> None:
-    """Measures every layer of every image and writes the metrics, and beside them the ε that was used.
+def measure(run: Run, layout: Layout, epsilon: Epsilon, *, key: str, stop: Callable[[], bool] = lambda: False) -> None:
+    """Measures every layer of every image and writes the metrics, after the ε that was used.
+
+    One that was interrupted continues behind its last finished block of images, and ends with the same bits as an
+    undisturbed one.
 
     Args:
-        activations: a finished activation file.
-        out: `<run>.parquet`; `<run>.epsilon.csv` is written beside it, first.
+        run: the run; its activations are finished.
+        layout: the study's folder.
         epsilon: the rule that chooses ε on the reference images.
         key: hash of what determines the metrics; kept in the file.
+        stop: asked after every block.
 
     Raises:
         ArtifactError: the activations are missing or damaged, or hold NaN or infinite values.
+        Interrupted: `stop` answered True; what is done is kept.
     """
-    with Activations(activations) as source:
-        thresholds = pd.concat([_thresholds(source, layer, epsilon) for layer in source.layers], ignore_index=True)
-        pieces = [_measure_layer(source, layer, thresholds, activations) for layer in source.layers]
+    path = layout.activations(run.id)
+    with Activations(path) as source:
+        partial = PartialMetrics(run, layout, source, key, stop)
+        measured = {layer.name: _measure_layer(source, layer, epsilon, partial, path) for layer in source.layers}
+        thresholds = pd.concat([_thresholds(source, name, epsilon, measured[name]) for name in measured])
+        pieces = [_long(source.image_ids, name, measured[name].metrics) for name in measured]
         metrics = pd.concat([*pieces, _probes(source)], ignore_index=True)
     metrics.attrs = {"kind": "metrics", "format": 1, "key": key}
-    write_table(out.with_suffix(".epsilon.csv"), thresholds)
-    write_table(out, metrics)
+    write_table(layout.epsilon(run.id), thresholds)
+    write_table(layout.metrics(run.id), metrics)
+    partial.remove()
 
 
 def quantile_name(quantile: float) -> str:
@@ -70,48 +81,49 @@ def choose_epsilon(reference: np.ndarray, quantiles: tuple[float, ...]) -> np.nd
     return np.quantile(magnitudes, quantiles, overwrite_input=True).astype(np.float64)
 
 
-def _thresholds(source: Activations, layer: LayerInfo, epsilon: Epsilon) -> pd.DataFrame:
-    chosen = choose_epsilon(source.reference(layer.name), epsilon.quantiles)
+def _thresholds(source: Activations, layer: str, epsilon: Epsilon, measured: MeasuredLayer) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "layer": layer.name,
+            "layer": layer,
             "quantile": epsilon.quantiles,
-            "epsilon": chosen,
+            "epsilon": measured.epsilon,
             "num_reference": len(source.reference_ids),
         }
     )
 
 
-def _measure_layer(source: Activations, layer: LayerInfo, thresholds: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """All metrics of one layer, long: image_id, layer, metric, value."""
-    own = thresholds[thresholds["layer"] == layer.name]
-    columns: dict[str, list[np.ndarray]] = {}
-    for start, values in _blocks(source, layer):
+def _measure_layer(
+    source: Activations, layer: LayerInfo, epsilon: Epsilon, partial: PartialMetrics, path: Path
+) -> MeasuredLayer:
+    """ε and all metrics of one layer, block by block from the first image that is missing."""
+    measured = partial.of(layer) or MeasuredLayer(choose_epsilon(source.reference(layer.name), epsilon.quantiles))
+    for start, values in _blocks(source, layer, measured.num_images):
         try:
-            measured = _measure_block(values, own)
+            block = _measure_block(values, epsilon.quantiles, measured.epsilon)
         except NonFinite as error:
+            partial.remove()
             image = source.image_ids[start + error.first_row]
             raise ArtifactError(
                 f"{path}: layer {layer.name}: {error.count} values are NaN or infinite, first in image {image}; "
                 "extract this run again"
             ) from error
-        for name, values_of_metric in measured.items():
-            columns.setdefault(name, []).append(values_of_metric)
-    return _long(source.image_ids, layer.name, {name: np.concatenate(parts) for name, parts in columns.items()})
+        measured = measured.and_then(block)
+        partial.keep(layer, measured)
+    return measured
 
 
-def _blocks(source: Activations, layer: LayerInfo) -> Iterator[tuple[int, np.ndarray]]:
-    """Position of the first image and values [images, units] of one block after the other."""
+def _blocks(source: Activations, layer: LayerInfo, first: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Position of the first image and values [images, units] of one block after the other, from image `first` on."""
     images = _BLOCK_BYTES // (4 * layer.num_units)
     step = max(1, images // _CHUNK_IMAGES * _CHUNK_IMAGES or images)
-    for start in range(0, len(source.image_ids), step):
+    for start in range(first, len(source.image_ids), step):
         yield start, source.read(layer.name, start, start + step)
 
 
-def _measure_block(values: np.ndarray, thresholds: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Metric name → float64 [images]. Without a scale (ε is NaN) L_ε is NaN too."""
+def _measure_block(values: np.ndarray, quantiles: tuple[float, ...], thresholds: np.ndarray) -> dict[str, np.ndarray]:
+    """Metric name → values [images]. Without a scale (ε is NaN) L_ε is NaN too."""
     metrics = {"gini": gini(values)}
-    for quantile, epsilon in zip(thresholds["quantile"], thresholds["epsilon"], strict=True):
+    for quantile, epsilon in zip(quantiles, thresholds, strict=True):
         missing = np.full(len(values), np.nan)
         count, fraction = (missing, missing) if np.isnan(epsilon) else l_epsilon(values, epsilon)
         metrics[f"l_eps_count_{quantile_name(quantile)}"] = count

@@ -99,6 +99,14 @@ class Layout:
         """The ε chosen for each layer of one run."""
         return self.root / "metrics" / f"{run_id}.epsilon.csv"
 
+    def partial_metrics(self, run_id: str) -> Path:
+        """Folder of what is finished while a run is being measured; gone when it is measured."""
+        return self.root / "metrics" / f"{run_id}.partial"
+
+    def partial_metrics_of(self, run_id: str, layer: str) -> Path:
+        """What is finished of one layer."""
+        return self.partial_metrics(run_id) / layer
+
     def outcome(self, stage: str, task: str) -> Path:
         """How a task ended: the only proof that it is done."""
         return self.root.joinpath("tasks", stage, f"{task}.outcome.json")

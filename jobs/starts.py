@@ -1,11 +1,11 @@
 """When to give up: a task that was started again and again without coming any further has failed.
 
-Slurm's count of restarts and submitit's clock know nothing of progress. Here, what counts is the newest checkpoint.
+Slurm's count of restarts and submitit's clock know nothing of progress. Here, what counts is the newest checkpoint,
+or the newest block of images that is kept.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fluence.store.outcome import read_progress
 from jobs.pipeline import Task
 
 MOST_STARTS = 5
+_KEEP_BLOCKS = ("extract", "measure")  # they tell of a block when it is kept, not when it is done
 
 
 def is_hopeless(task: Task, layout: Layout, submission: str) -> bool:
@@ -49,8 +50,10 @@ def _place(task: Task, layout: Layout) -> str:
     """What moves only when the task has come further for good."""
     if task.stage == "train":
         return max((path.name for path in layout.checkpoints(task.name).glob("step-*.pt")), default="")
-    progress = read_progress(layout.progress(task.stage, task.name), task.key) if task.stage == "extract" else None
-    return json.dumps(progress.fraction) if progress else ""
+    if task.stage not in _KEEP_BLOCKS:
+        return ""
+    progress = read_progress(layout.progress(task.stage, task.name), task.key)
+    return f"{progress.fraction} {progress.text}" if progress else ""
 
 
 def _read(path: Path) -> dict[str, Any]:

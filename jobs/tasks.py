@@ -238,8 +238,8 @@ def _extract(task: Task, context: Context) -> Result:
 def _measure(task: Task, context: Context) -> Result:
     from analysis.measure import measure
 
-    epsilon, layout = context.study.analysis.epsilon, context.layout
-    measure(layout.activations(task.name), layout.metrics(task.name), epsilon, key=task.key)
+    assert task.run is not None
+    measure(task.run, context.layout, context.study.analysis.epsilon, key=task.key, stop=context.stop)
     return Result()
 
 
@@ -265,7 +265,7 @@ BODIES: dict[str, Callable[[Task, Context], Result]] = {
     "analyse": _analyse,
     "report": _report,
 }
-POLLED = ("train", "extract")
+POLLED = ("train", "extract", "measure")
 
 
 @dataclass(frozen=True)

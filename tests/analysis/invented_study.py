@@ -181,7 +181,7 @@ def build(root: Path, *, effect: float = 0.6, num_images: int = 198, **changes: 
             write_training_log(layout, row.run, rng, trained if row.status == "done" else 3)
         if row.status == "done":
             write_activations(layout, row.run, list(table["image_id"]), hidden, pixels, training)
-            measure(layout.activations(row.run.id), layout.metrics(row.run.id), study.analysis.epsilon, key="k")
+            measure(row.run, layout, study.analysis.epsilon, key="k")
         made = provenance(time.time(), {"pack/web": "k"}) if row.status == "done" else {}
         write_outcome(layout.outcome("train", row.run.id), Outcome(row.status, "0a1b2c3d", row.reason, {}, made))
     analyse(study, layout, runs, num_workers=1)

@@ -10,12 +10,14 @@ from analysis import measure as module
 from analysis.measure import choose_epsilon, measure, quantile_name
 from analysis.sparsity import gini
 from fluence.errors import ArtifactError
+from fluence.layout import Layout, Run
 from fluence.store.activations import ActivationWriter, LayerInfo
 from fluence.store.files import read_table
 from fluence.study import Epsilon
 
 LAYERS = (LayerInfo("conv1", (3, 4, 4), "post", "conv"), LayerInfo("mu", (5,), "post", "latent"))
 EPSILON = Epsilon(quantiles=(0.25, 0.5), report=0.5)
+RUN = Run("small", "all", 0, "small-all-s0-1a2b3c4d")
 
 
 def random_layers(num_images: int, seed: int) -> dict[str, np.ndarray]:
@@ -24,11 +26,16 @@ def random_layers(num_images: int, seed: int) -> dict[str, np.ndarray]:
     return {"conv1": conv, "mu": rng.normal(size=(num_images, 5)).astype(np.float32)}
 
 
-def write_activations(path: Path, values: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> list[str]:
+def write_activations(layout: Layout, values: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> list[str]:
     ids = [f"face-{number}" for number in range(len(values["mu"]))]
     references = [f"ref-{number}" for number in range(len(reference["mu"]))]
     with ActivationWriter(
-        path, key="k", image_ids=ids, reference_ids=references, layers=LAYERS, probes=("l1_error", "ssim_error")
+        layout.activations(RUN.id),
+        key="k",
+        image_ids=ids,
+        reference_ids=references,
+        layers=LAYERS,
+        probes=("l1_error", "ssim_error"),
     ) as writer:
         writer.write_reference(0, reference)
         probes = {"l1_error": np.arange(len(ids)) * 0.5, "ssim_error": np.ones(len(ids))}
@@ -37,18 +44,23 @@ def write_activations(path: Path, values: dict[str, np.ndarray], reference: dict
     return ids
 
 
-def test_every_value_of_the_table(tmp_path: Path) -> None:
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path)
+
+
+def test_every_value_of_the_table(layout: Layout) -> None:
     values, reference = random_layers(70, 0), random_layers(6, 1)
     values["mu"][3] = 0
-    ids = write_activations(tmp_path / "a.h5", values, reference)
-    measure(tmp_path / "a.h5", tmp_path / "run-s0.1.parquet", EPSILON, key="abc")
+    ids = write_activations(layout, values, reference)
+    measure(RUN, layout, EPSILON, key="abc")
 
-    metrics = read_table(tmp_path / "run-s0.1.parquet")
+    metrics = read_table(layout.metrics(RUN.id))
     assert list(metrics.columns) == ["image_id", "layer", "metric", "value"]
     assert metrics.attrs["key"] == "abc"
     assert metrics["layer"].unique().tolist() == ["conv1", "mu", "reconstruction"]
     wide = metrics.pivot(index="image_id", columns=["layer", "metric"], values="value").loc[ids]
-    epsilon = read_table(tmp_path / "run-s0.1.epsilon.csv").set_index(["layer", "quantile"])
+    epsilon = read_table(layout.epsilon(RUN.id)).set_index(["layer", "quantile"])
     assert (epsilon["num_reference"] == 6).all()
     for layer in ("conv1", "mu"):
         stored = values[layer].astype(np.float16)
@@ -67,13 +79,14 @@ def test_every_value_of_the_table(tmp_path: Path) -> None:
     np.testing.assert_array_equal(wide["reconstruction", "l1_error"], np.arange(70) * 0.5)
 
 
-def test_blocks_do_not_change_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_activations(tmp_path / "a.h5", random_layers(70, 0), random_layers(6, 1))
-    measure(tmp_path / "a.h5", tmp_path / "whole.parquet", EPSILON, key="k")
+def test_blocks_do_not_change_the_table(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_activations(layout, random_layers(70, 0), random_layers(6, 1))
+    measure(RUN, layout, EPSILON, key="k")
+    whole = read_table(layout.metrics(RUN.id))
     for block_bytes in (1, 48 * 4 * 40):
         monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
-        measure(tmp_path / "a.h5", tmp_path / "parts.parquet", EPSILON, key="k")
-        pd.testing.assert_frame_equal(read_table(tmp_path / "whole.parquet"), read_table(tmp_path / "parts.parquet"))
+        measure(RUN, layout, EPSILON, key="k")
+        pd.testing.assert_frame_equal(whole, read_table(layout.metrics(RUN.id)))
 
 
 def test_epsilon_ignores_zeros_and_signs() -> None:
@@ -82,19 +95,19 @@ def test_epsilon_ignores_zeros_and_signs() -> None:
     assert np.isnan(choose_epsilon(np.zeros((2, 3), np.float16), (0.5,))).all()
 
 
-def test_a_layer_that_is_dead_in_the_reference_has_no_l_epsilon(tmp_path: Path) -> None:
+def test_a_layer_that_is_dead_in_the_reference_has_no_l_epsilon(layout: Layout) -> None:
     reference = random_layers(6, 1)
     reference["conv1"][:] = 0
-    write_activations(tmp_path / "a.h5", random_layers(10, 0), reference)
-    measure(tmp_path / "a.h5", tmp_path / "r.parquet", EPSILON, key="k")
-    metrics = read_table(tmp_path / "r.parquet").set_index(["layer", "metric"])["value"]
+    write_activations(layout, random_layers(10, 0), reference)
+    measure(RUN, layout, EPSILON, key="k")
+    metrics = read_table(layout.metrics(RUN.id)).set_index(["layer", "metric"])["value"]
     assert metrics["conv1", "l_eps_fraction_q50"].isna().all()
     assert metrics["conv1", "gini"].notna().all()
     assert metrics["mu", "l_eps_fraction_q50"].notna().all()
 
 
-def test_nan_names_layer_and_image_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_activations(tmp_path / "a.h5", random_layers(50, 0), random_layers(6, 1))
+def test_nan_names_layer_and_image_and_leaves_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_activations(layout, random_layers(50, 0), random_layers(6, 1))
     monkeypatch.setattr(module, "_BLOCK_BYTES", 5 * 4 * 32)
     read = module.Activations.read
 
@@ -105,14 +118,14 @@ def test_nan_names_layer_and_image_and_leaves_nothing(tmp_path: Path, monkeypatc
         return values
 
     monkeypatch.setattr(module.Activations, "read", damaged)
-    with pytest.raises(ArtifactError, match=r"a\.h5: layer mu: 1 values are NaN or infinite, first in image face-36"):
-        measure(tmp_path / "a.h5", tmp_path / "r.parquet", EPSILON, key="k")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5"]
+    with pytest.raises(ArtifactError, match=r"4d\.h5: layer mu: 1 values are NaN or infinite, first in image face-36"):
+        measure(RUN, layout, EPSILON, key="k")
+    assert list(layout.metrics(RUN.id).parent.iterdir()) == []
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no such file"):
-        measure(tmp_path / "none.h5", tmp_path / "r.parquet", EPSILON, key="k")
+        measure(RUN, Layout(tmp_path), EPSILON, key="k")
 
 
 @pytest.mark.parametrize(("quantile", "name"), [(0.25, "q25"), (0.05, "q05"), (0.07, "q07"), (0.995, "q99.5")])

@@ -40,14 +40,14 @@ class Process:
 def of_cluster(folder: Path, cluster_name: str) -> list[Process]:
     """Every process that the cluster has started, its jobs included; never this one."""
     marks = {f"{MARK}={folder}".encode(), f"SLURM_CLUSTER_NAME={cluster_name}".encode()}
-    return [p for p in _all() if not marks.isdisjoint(_environment(p.pid)) or _is_stepd_of(p, folder)]
+    return [p for p in _all() if not marks.isdisjoint(environment(p.pid)) or _is_stepd_of(p, folder)]
 
 
 def of_node(processes: list[Process], node: str) -> list[Process]:
     """What runs on one pretended node: its slurmd, the steps it manages, and their children."""
     mine = {p.pid for p in processes if p.name == "slurmd" and _argument_after(p.command, "-N") == node}
     log = f"/{node}.log"
-    stepds = {p.pid for p in processes if p.name == "slurmstepd" and _holds(p.pid, lambda path: path.endswith(log))}
+    stepds = {p.pid for p in processes if p.name == "slurmstepd" and holds(p.pid, lambda path: path.endswith(log))}
     children = [p for p in _all() if not stepds.isdisjoint(_ancestors(p.pid))]
     return [p for p in processes if p.pid in mine | stepds] + children
 
@@ -87,7 +87,8 @@ def _all() -> Iterator[Process]:
                     yield Process(int(entry.name), tuple(command.decode(errors="replace").rstrip("\0").split("\0")))
 
 
-def _environment(pid: int) -> frozenset[bytes]:
+def environment(pid: int) -> frozenset[bytes]:
+    """NAME=value of each variable of a process; none if it has ended."""
     try:
         return frozenset((_PROC / str(pid) / "environ").read_bytes().split(b"\0"))
     except OSError:  # it has ended, or it is somebody else's
@@ -95,10 +96,10 @@ def _environment(pid: int) -> frozenset[bytes]:
 
 
 def _is_stepd_of(process: Process, folder: Path) -> bool:
-    return process.name == "slurmstepd" and _holds(process.pid, lambda path: path.startswith(f"{folder}/"))
+    return process.name == "slurmstepd" and holds(process.pid, lambda path: path.startswith(f"{folder}/"))
 
 
-def _holds(pid: int, wanted: Callable[[str], bool]) -> bool:
+def holds(pid: int, wanted: Callable[[str], bool]) -> bool:
     """Whether a process has a file open whose path is wanted."""
     try:
         return any(wanted(os.readlink(link)) for link in (_PROC / str(pid) / "fd").iterdir())

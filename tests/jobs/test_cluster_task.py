@@ -109,11 +109,19 @@ def test_a_new_checkpoint_begins_a_new_count(snapshot: Snapshot, tmp_path: Path)
         (layout.checkpoints(task.name) / f"step-{step:08d}-{'0' * 16}.pt").touch()
 
 
-def test_extraction_counts_its_images(snapshot: Snapshot, tmp_path: Path) -> None:
-    layout, task = Layout(tmp_path), task_of(snapshot, "extract")
+@pytest.mark.parametrize("stage", ["extract", "measure"])
+def test_extraction_and_measuring_count_their_blocks(snapshot: Snapshot, tmp_path: Path, stage: str) -> None:
+    layout, task = Layout(tmp_path), task_of(snapshot, stage)
     for block in range(20):
         assert not is_hopeless(task, layout, "fl-0")
-        write_progress(layout.progress("extract", task.name), task.key, block / 20, "")
+        write_progress(layout.progress(stage, task.name), task.key, block / 20, "")
+
+
+def test_a_block_too_small_for_the_share_counts_too(snapshot: Snapshot, tmp_path: Path) -> None:
+    layout, task = Layout(tmp_path), task_of(snapshot, "measure")
+    for block in range(20):
+        assert not is_hopeless(task, layout, "fl-0")
+        write_progress(layout.progress("measure", task.name), task.key, 0.0, f"image {block} of 1000000")
 
 
 def test_a_new_submission_begins_a_new_count(snapshot: Snapshot, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def test_hours_of_all_starts_by_stage_and_model(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     submit(layout, "train", "7")  # 0, 1: big; 2, 3: small
     submit(layout, "measure", "8")
+    submit(layout, "pack", "9")
     accounts = [
         account_line("7_0", "PREEMPTED", start=1000, elapsed_s=7200, gpus=4, cpus=40),
         account_line("7_0", "TIMEOUT", start=20_000, elapsed_s=3600, gpus=4, cpus=40),
@@ -64,8 +65,9 @@ def test_hours_of_all_starts_by_stage_and_model(tmp_path: Path) -> None:
         account_line("7_3", "PENDING"),
         account_line("8_0", "PREEMPTED", start=1000, elapsed_s=1800, cpus=20),
         account_line("8_0", "RUNNING", start=9000, elapsed_s=1800, cpus=20),
+        account_line("9", "PREEMPTED", start=1000, elapsed_s=1800, cpus=20),
     ]
-    big, small, measure = bill(layout, accounts).usages
+    pack, big, small, measure = bill(layout, accounts).usages
     assert (big.stage, big.model, big.jobs, big.starts) == ("train", "big", 1, 3)
     assert (big.gpu_hours, big.cpu_hours) == (4 * 3.5, 40 * 3.5)
     lost_h = (600 + 600) / 3600  # of the preempted one and of the one whose time was over
@@ -73,7 +75,8 @@ def test_hours_of_all_starts_by_stage_and_model(tmp_path: Path) -> None:
     assert big.lost_cpu_hours == pytest.approx(40 * lost_h)
     assert (small.model, small.jobs, small.starts, small.gpu_hours, small.lost_gpu_hours) == ("small", 1, 1, 1.0, 0.0)
     assert (measure.stage, measure.gpu_hours, measure.cpu_hours) == ("measure", 0.0, 20.0)
-    assert measure.lost_cpu_hours == 10.0  # it keeps no checkpoint: all of it
+    assert measure.lost_cpu_hours == 20 * 600 / 3600
+    assert (pack.cpu_hours, pack.lost_cpu_hours) == (10.0, 10.0)  # it keeps no checkpoint: all of it
 
 
 def test_runs_that_the_study_no_longer_has_are_counted_apart(tmp_path: Path) -> None:
