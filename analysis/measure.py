@@ -3,8 +3,9 @@
     image_id, layer, metric, value          metrics/<run>.parquet
     layer, quantile, epsilon, num_reference metrics/<run>.epsilon.csv
 
-Metrics of a layer are `gini`, and `l_eps_count_qNN` and `l_eps_fraction_qNN` for each quantile NN of the ε rule. The
-layer `reconstruction` holds the probes that were recorded once per image. Memory does not grow with the images.
+Metrics of a layer are `gini`, and `l_eps_count_qNN` and `l_eps_fraction_qNN` for each quantile NN of the ε rule; gates
+have those of `analysis.gates` in the place of L_ε. The layer `reconstruction` holds the probes that were recorded once
+per image. Memory does not grow with the images.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from analysis.gates import GATE, gate_metrics
 from analysis.sparsity import NonFinite, gini, l_epsilon
 from fluence.errors import ArtifactError
 from fluence.store.activations import Activations, LayerInfo
@@ -71,13 +73,14 @@ def choose_epsilon(reference: np.ndarray, quantiles: tuple[float, ...]) -> np.nd
 
 
 def _thresholds(source: Activations, layer: LayerInfo, epsilon: Epsilon) -> pd.DataFrame:
-    chosen = choose_epsilon(source.reference(layer.name), epsilon.quantiles)
+    quantiles = () if layer.kind == GATE else epsilon.quantiles
+    chosen = choose_epsilon(source.reference(layer.name), quantiles)
     return pd.DataFrame(
         {
-            "layer": layer.name,
-            "quantile": epsilon.quantiles,
+            "layer": np.repeat(layer.name, len(quantiles)),
+            "quantile": np.array(quantiles, dtype=np.float64),
             "epsilon": chosen,
-            "num_reference": len(source.reference_ids),
+            "num_reference": np.repeat(len(source.reference_ids), len(quantiles)),
         }
     )
 
@@ -88,7 +91,7 @@ def _measure_layer(source: Activations, layer: LayerInfo, thresholds: pd.DataFra
     columns: dict[str, list[np.ndarray]] = {}
     for start, values in _blocks(source, layer):
         try:
-            measured = _measure_block(values, own)
+            measured = _measure_block(values, own) | (gate_metrics(values) if layer.kind == GATE else {})
         except NonFinite as error:
             image = source.image_ids[start + error.first_row]
             raise ArtifactError(

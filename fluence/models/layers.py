@@ -149,14 +149,16 @@ class ConvUnit(nn.Module):
         self.norm = norm_layer(norm, out_channels)
         self.pre = nn.Identity()
         self.activation = nn.ReLU()
-        self.gates = gates or nn.Identity()
+        self.gates = gates
         self.post = nn.Identity()
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
         he_normal(self.conv)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] → [B, out_channels, H', W']."""
-        return self.pool(self.post(self.gates(self.activation(self.pre(self.norm(self.conv(x)))))))
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[B, in_channels, H, W], and what chance its gates have, → [B, out_channels, H', W']."""
+        activity = self.activation(self.pre(self.norm(self.conv(x))))
+        gated = activity if self.gates is None else self.gates(activity, noise)
+        return self.pool(self.post(gated))
 
 
 class SubpixelConv(nn.Module):
