@@ -58,13 +58,14 @@ def cited(models: list[Model]) -> list[str]:
 
 
 def _constraint(constraint: Sparsity) -> str:
-    weight, where = f"{constraint.weight:g} times", _where(constraint.layers)
+    weight = f"{constraint.weight:g} times"
+    where = _where(constraint.layers, "convolutions" if isinstance(constraint, L0Sparsity) else "layers")
     match constraint:
         case KlSparsity():
             return (
                 f"Its loss also has {weight} the Kullback-Leibler divergence of ρ = {constraint.rho:g} from each "
-                f"unit's mean activation over the batch, squashed by {_SQUASHED[constraint.squash]} and summed over the units "
-                f"of {where} (Ng 2011)."
+                f"unit's mean activation over the batch, squashed by {_SQUASHED[constraint.squash]} and summed over "
+                f"the units of {where} (Ng 2011)."
             )
         case L1Sparsity():
             return f"Its loss also has {weight} the sum of the magnitudes of the activations of {where}."
@@ -79,12 +80,12 @@ def _constraint(constraint: Sparsity) -> str:
 
 def _attention(attention: Attention) -> str:
     made = f"computed from each channel's mean and maximum by a perceptron narrowed by {attention.reduction:g}"
-    where = _where(attention.layers)
+    where = _where(attention.layers, "convolutions")
     match attention:
         case CbamAttention():
             return (
                 f"The output of {where} is multiplied by CBAM's gates of channels, {made}, and then by those of places "
-                f"(Woo et al. 2018); {attention.weight:g} times the L1 norm of the gates of places is added to the loss."
+                f"(Woo et al. 2018); {attention.weight:g} times the L1 norm of the latter is added to the loss."
             )
         case SigmoidAttention():
             return (
@@ -100,12 +101,13 @@ def _attention(attention: Attention) -> str:
             assert_never(other)
 
 
-def _where(layers: Layers) -> str:
-    """`all layers`, `conv2 and layer 4`."""
+def _where(layers: Layers, all_of_them: str) -> str:
+    """`all layers`, `conv2 and layer 4`; words for gates speak of `convolutions`, since the code has none."""
+    without_code = " and the code" if all_of_them == "layers" else ""
     words = {
-        "everywhere": "all layers",
-        "all but conv1": "all layers but the first",
-        "all but conv1 and the means": "all layers but the first and the code",
+        "everywhere": f"all {all_of_them}",
+        "all but conv1": f"all {all_of_them} but the first",
+        "all but conv1 and the means": f"all {all_of_them} but the first{without_code}",
     }
     if isinstance(layers, str):
         return words[layers]

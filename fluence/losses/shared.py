@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def batch_sum(x: Tensor) -> Tensor:
-    """The sum of all processes' tensors of one shape, [...] → [...]: here it is `x` itself if there is one process."""
+    """The sum of the tensors of all processes, [...] → [...]; with one process `x` itself."""
     return _SumOverProcesses.apply(x) if _several() else x
 
 
