@@ -81,7 +81,8 @@ def test_nothing_that_was_not_used_is_in_the_text() -> None:
         ),
         (
             {"sparsity": [{"penalty": "l0", "weight": 2}]},
-            "The channels of all convolutions have hard concrete gates (temperature 0.667), and its loss has 2 times their expected number of open ones",
+            "The channels of all convolutions have hard concrete gates (temperature 0.667), and its loss has "
+            "2 times their expected number of open ones",
             "Louizos",
         ),
         (
