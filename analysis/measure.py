@@ -3,8 +3,9 @@
     image_id, layer, metric, value          metrics/<run>.parquet
     layer, quantile, epsilon, num_reference metrics/<run>.epsilon.csv
 
-Metrics of a layer are `gini`, and `l_eps_count_qNN` and `l_eps_fraction_qNN` for each quantile NN of the ε rule. The
-layer `reconstruction` holds the probes that were recorded once per image. Memory does not grow with the images.
+Metrics of a layer are `gini`, and `l_eps_count_qNN` and `l_eps_fraction_qNN` for each quantile NN of the ε rule; gates
+have those of `analysis.gates` in the place of L_ε. The layer `reconstruction` holds the probes that were recorded once
+per image. Memory does not grow with the images.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from analysis.gates import GATE, gate_metrics
 from analysis.partial import MeasuredLayer, PartialMetrics
 from analysis.sparsity import NonFinite, gini, l_epsilon
 from fluence.errors import ArtifactError
@@ -51,9 +53,10 @@ def measure(run: Run, layout: Layout, epsilon: Epsilon, *, key: str, stop: Calla
     with Activations(path) as source:
         partial = PartialMetrics(run, layout, source, key, stop)
         measured = {layer.name: _measure_layer(source, layer, epsilon, partial, path) for layer in source.layers}
-        thresholds = pd.concat([_thresholds(source, name, epsilon, measured[name]) for name in measured])
+        tables = [_thresholds(source, layer, epsilon, measured[layer.name]) for layer in source.layers]
         pieces = [_long(source.image_ids, name, measured[name].metrics) for name in measured]
         metrics = pd.concat([*pieces, _probes(source)], ignore_index=True)
+    thresholds = pd.concat([table for table in tables if len(table)] or tables[:1])
     metrics.attrs = {"kind": "metrics", "format": 1, "key": key}
     write_table(layout.epsilon(run.id), thresholds)
     write_table(layout.metrics(run.id), metrics)
@@ -81,25 +84,33 @@ def choose_epsilon(reference: np.ndarray, quantiles: tuple[float, ...]) -> np.nd
     return np.quantile(magnitudes, quantiles, overwrite_input=True).astype(np.float64)
 
 
-def _thresholds(source: Activations, layer: str, epsilon: Epsilon, measured: MeasuredLayer) -> pd.DataFrame:
+def _thresholds(source: Activations, layer: LayerInfo, epsilon: Epsilon, measured: MeasuredLayer) -> pd.DataFrame:
+    quantiles = _quantiles_of(layer, epsilon)
     return pd.DataFrame(
         {
-            "layer": layer,
-            "quantile": epsilon.quantiles,
+            "layer": np.repeat(layer.name, len(quantiles)),
+            "quantile": np.array(quantiles, dtype=np.float64),
             "epsilon": measured.epsilon,
-            "num_reference": len(source.reference_ids),
+            "num_reference": np.repeat(len(source.reference_ids), len(quantiles)),
         }
     )
+
+
+def _quantiles_of(layer: LayerInfo, epsilon: Epsilon) -> tuple[float, ...]:
+    """Gates have no ε: they are open more or less, and never silent."""
+    return () if layer.kind == GATE else epsilon.quantiles
 
 
 def _measure_layer(
     source: Activations, layer: LayerInfo, epsilon: Epsilon, partial: PartialMetrics, path: Path
 ) -> MeasuredLayer:
     """ε and all metrics of one layer, block by block from the first image that is missing."""
-    measured = partial.of(layer) or MeasuredLayer(choose_epsilon(source.reference(layer.name), epsilon.quantiles))
+    quantiles = _quantiles_of(layer, epsilon)
+    measured = partial.of(layer) or MeasuredLayer(choose_epsilon(source.reference(layer.name), quantiles))
     for start, values in _blocks(source, layer, measured.num_images):
         try:
-            block = _measure_block(values, epsilon.quantiles, measured.epsilon)
+            block = _measure_block(values, quantiles, measured.epsilon)
+            block |= gate_metrics(values) if layer.kind == GATE else {}
         except NonFinite as error:
             partial.remove()
             image = source.image_ids[start + error.first_row]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
+from analysis import constraints
 from fluence.study import (
     ConvLatent,
     CsvDataset,
@@ -187,7 +188,7 @@ def _model(study: Study, name: str, facts: Facts) -> str:
         f"{_latent(model)}, {norm} normalisation, and a decoder that enlarges by PixelShuffle (Shi et al. 2016). Its "
         f"loss is {_listing([_term(t) for t in model.reconstruction])}, plus β = {model.kl_weight:g} times the KL "
         f"divergence from N(0, I), summed over the latent numbers{same}; the mean over the batch was minimised. "
-        f"{_epochs(study, name, facts)}"
+        f"{' '.join([*constraints.constraint_sentences(model), _epochs(study, name, facts)])}"
     )
 
 
@@ -299,7 +300,7 @@ def _metrics(study: Study, facts: Facts) -> str:
         f"active). ε is, for each layer, the {epsilon.report:g} quantile of the non-zero magnitudes over "
         f"{record.reference_images} training images, so that no rated image takes part in its choice; "
         f"{_listing([f'{q:g}' for q in epsilon.quantiles])} were computed. The reconstruction error of each image was "
-        f"measured as {_listing(errors)}."
+        f"measured as {_listing(errors)}. {constraints.gate_sentence([study.models[n] for n in study.model_names])}"
     )
 
 
@@ -344,7 +345,9 @@ def _references(study: Study) -> tuple[str, ...]:
     cited += ["beta"] if any(term in ("ssim", "lpips") for term in terms) else []
     cited += ["adamw"] if any(training.weight_decay for training in trainings) else []
     cited += ["adam"] if any(not training.weight_decay for training in trainings) else []
-    return tuple(sorted(_SOURCES[key] for key in cited))
+    return tuple(
+        sorted([*(_SOURCES[key] for key in cited), *(constraints.SOURCES[k] for k in constraints.cited(models))])
+    )
 
 
 def _count(number: int | None, noun: str) -> str:

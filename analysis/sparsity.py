@@ -51,7 +51,7 @@ def gini(values: np.ndarray, variant: Variant = "magnitude") -> np.ndarray:
 
     Source: Hurley & Rickard 2009, Comparing measures of sparsity, table I.
     """
-    _require_rows(values)
+    require_rows(values)
     num_units = values.shape[1]
     weights = 2.0 * np.arange(1, num_units + 1) - num_units - 1
     step = max(1, _CHUNK_VALUES // num_units)
@@ -76,7 +76,7 @@ def l_epsilon(values: np.ndarray, epsilon: float) -> LEpsilon:
         NonFinite: a value is NaN or infinite.
         ValueError: `epsilon` is negative or not a number.
     """
-    _require_rows(values)
+    require_rows(values)
     if not epsilon >= 0:
         raise ValueError(f"epsilon must be ≥ 0, not {epsilon}")
     num_above = np.count_nonzero(np.abs(values) > np.array([epsilon], dtype=np.float64), axis=1)
@@ -98,7 +98,7 @@ def _ascending(values: np.ndarray, variant: Variant) -> np.ndarray:
     return np.sort(compared, axis=1)
 
 
-def _require_rows(values: np.ndarray) -> None:
+def require_rows(values: np.ndarray) -> None:
     if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(f"expected values [n, units] with at least one unit, not shape {values.shape}")
     finite = np.isfinite(values)

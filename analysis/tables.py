@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from analysis.gates import REPORTED
 from analysis.measure import RECONSTRUCTION, quantile_name
 from fluence.errors import ArtifactError, StudyError
 from fluence.store.files import read_table
@@ -113,15 +114,17 @@ def wide(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def feature_matrix(metrics: pd.DataFrame, report_quantile: float) -> pd.DataFrame:
-    """The metrics that enter the tests, image × (layer, metric): Gini, L_ε's fraction at the reported quantile, errors.
+    """The metrics that enter the tests, image × (layer, metric): Gini, L_ε's fraction at the reported quantile, errors,
+    and of gates their mean and entropy.
 
-    The count of L_ε is left out: it is the fraction times a constant, and would only enlarge the family of tests.
+    The count of L_ε is left out: it is the fraction times a constant, and would only enlarge the family of tests. So
+    would the effective number of gates, which is a function of the entropy.
 
     Args:
         metrics: long table of `load_metrics`.
         report_quantile: quantile of the ε rule that is reported.
     """
-    reported = metrics["metric"].isin(["gini", f"l_eps_fraction_{quantile_name(report_quantile)}"])
+    reported = metrics["metric"].isin(["gini", f"l_eps_fraction_{quantile_name(report_quantile)}", *REPORTED])
     return wide(metrics[reported | (metrics["layer"] == RECONSTRUCTION)])
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fluence.errors import FluenceError, StudyError
 from fluence.layout import Layout
-from fluence.study import Analysis, LpipsLoss, Study
+from fluence.study import Analysis, LpipsLoss, Model, Study
 from jobs.estimate import ALL, Estimate, estimate
 from jobs.findings import Finding, Findings, Level, Report, counted, findings_of
 from jobs.pipeline import datasets_in_use
@@ -171,7 +171,7 @@ def _nearest(word: str, words: list[str]) -> str:
 
 
 def _models(study: Study) -> Findings:
-    from fluence.models.architectures import check_image_size, check_layers, recordable_names
+    from fluence.models.architectures import check_image_size, check_layers, constrained_layers, recordable_names
 
     hint = "change it in the study; `fluence check --explain` prints every setting"
     for name in study.model_names:
@@ -179,13 +179,29 @@ def _models(study: Study) -> Findings:
         found = []
         try:
             check_image_size(model.architecture, study.data.image_size_px, model.norms.encoder)
+            constrained_layers(model)
+            recordable = recordable_names(model)
             if study.record.layers != "encoder":
-                check_layers(recordable_names(model), study.record.layers, f"record.layers: {name!r}")
+                check_layers(recordable, study.record.layers, f"record.layers: {name!r}")
         except StudyError as error:
             found = [
                 replace(finding, key=finding.key.replace("models.*", key)) for finding in findings_of(error, key, hint)
             ]
-        yield from found or [Finding("ok", key, f"{model.kind}, {model.architecture}, width {model.width:g}")]
+        yield from found or [
+            Finding("ok", key, f"{model.kind}, {model.architecture}, width {model.width:g}"),
+            *_defeated(model, key),
+        ]
+
+
+def _defeated(model: Model, key: str) -> Findings:
+    """A constraint that the normalisation undoes."""
+    from fluence.models.architectures import defeated_constraints
+
+    layers = defeated_constraints(model)
+    if layers:
+        found = f"instance normalisation defeats the KL constraint on {', '.join(layers)}: it gives each channel"
+        hint = "write norm: batch or norm: none, or penalty: l1 or penalty: l0"
+        yield Finding("warning", f"{key}.sparsity", f"{found} of each image the same mean and spread", hint)
 
 
 def look_for_weights(study: Study) -> Findings:

@@ -10,6 +10,7 @@ from analysis.report.evidence import Evidence
 from analysis.report.page import Caveat, counted, listed
 from analysis.report.summary import untrained_models
 from analysis.tables import covariate_design
+from fluence.models.architectures import defeated_constraints
 from fluence.study import LpipsLoss, SyntheticDataset
 
 _DETAILS = 40
@@ -26,6 +27,7 @@ def caveats(evidence: Evidence) -> tuple[Caveat, ...]:
     """Everything a reader has to know before believing a number, the gravest first."""
     found = [
         *_lpips(evidence),
+        *_defeated(evidence),
         *_training_set(evidence),
         *_runs(evidence),
         *_unreadable(evidence),
@@ -62,6 +64,18 @@ def _lpips(evidence: Evidence) -> Iterator[Caveat]:
         )
     if study.record.lpips and study.record.lpips.weights == "random":
         yield Caveat("The LPIPS error was measured with random weights: it is no perceptual distance.", severe=True)
+
+
+def _defeated(evidence: Evidence) -> Iterator[Caveat]:
+    study = evidence.study
+    layers = {name: defeated_constraints(study.models[name]) for name in study.model_names}
+    if any(layers.values()):
+        yield Caveat(
+            f"In {listed([name for name, found in layers.items() if found])} a KL sparsity constraint holds for layers "
+            "under instance normalisation, which gives each channel of each image the same mean and spread and so "
+            "defeats it.",
+            details=tuple(f"{name}: {', '.join(found)}" for name, found in layers.items() if found),
+        )
 
 
 def _training_set(evidence: Evidence) -> Iterator[Caveat]:

@@ -176,7 +176,7 @@ def _by_layer(evidence: Evidence, summary: Summary, estimator: str, title: str) 
             title,
             "Thin lines: interval over the images; thick lines: range over the seeds; filled: significant after "
             f"correction in every seed. n = {table['n'].min():,.0f} images. Fluency theory expects positive values for "
-            f"Gini, negative ones for Lε and for errors.{incomplete(evidence, table[table['model'].isin(chunk)])}",
+            f"Gini, negative ones for Lε, gates and errors.{incomplete(evidence, table[table['model'].isin(chunk)])}",
             figures.correlations_by_layer,
             table[table["model"].isin(chunk)],
             present,

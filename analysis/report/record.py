@@ -214,7 +214,7 @@ def _num_layers(evidence: Evidence) -> dict[str, int]:
     table = evidence.table("correlations")
     if table.empty:
         return {}
-    layers = table[table["metric"] == "gini"].groupby("model")["layer"].nunique()
+    layers = table[table["metric"].str.startswith("l_eps")].groupby("model")["layer"].nunique()
     return {name: int(layers[name]) for name in evidence.study.model_names if name in layers}
 
 

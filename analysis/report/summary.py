@@ -8,13 +8,20 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.gates import REPORTED
 from analysis.measure import RECONSTRUCTION, quantile_name
 from analysis.report.evidence import Evidence
 from analysis.report.page import listed
 
 _WHERE = ["model", "trained_on", "scorer", "subset"]
 GENERAL, ALL_IMAGES, POOLED, ALL_METRICS = "general", "all", "pooled", "all"
-PREDICTOR_NAMES = {"all": "all metrics", "gini": "Gini", "l_eps": "Lε", "reconstruction": "reconstruction errors"}
+PREDICTOR_NAMES = {
+    "all": "all metrics",
+    "gini": "Gini",
+    "l_eps": "Lε",
+    "gates": "gates",
+    "reconstruction": "reconstruction errors",
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,9 @@ def untrained_models(evidence: Evidence) -> set[str]:
 def reported_metrics(evidence: Evidence) -> dict[str, str]:
     """The metrics of layers that enter the tests, and their names for people."""
     quantile = evidence.study.analysis.epsilon.report
-    return {"gini": "Gini", f"l_eps_fraction_{quantile_name(quantile)}": f"Lε (q = {quantile:g})"}
+    gated = any(evidence.study.models[name].attention for name in evidence.study.model_names)
+    names = {"gini": "Gini", f"l_eps_fraction_{quantile_name(quantile)}": f"Lε (q = {quantile:g})"}
+    return names | (REPORTED if gated else {})
 
 
 def error_names(evidence: Evidence) -> dict[str, str]:
@@ -108,7 +117,7 @@ def metric_name(evidence: Evidence, layer: str, metric: str) -> str:
 
 
 def expected_sign(metric: str) -> int:
-    """The sign that fluency theory expects: sparse activity and small errors go with beauty."""
+    """The sign that fluency theory expects: sparse activity, few open gates and small errors go with beauty."""
     return 1 if metric == "gini" else -1
 
 

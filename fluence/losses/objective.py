@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fluence.errors import StudyError
 from fluence.losses.latent import latent_terms
 from fluence.losses.reconstruction import SUMS, reconstruction_terms
+from fluence.losses.sparsity import sparsity_terms
 from fluence.losses.terms import ModelOutput, Pass, Term
 from fluence.study import Model, VaeModel
 
@@ -88,6 +89,7 @@ def _terms_of(model: Model, trained: Mapping[str, nn.Module]) -> Iterator[Term]:
     """Every family of terms, in the order in which they are logged and added up."""
     yield from reconstruction_terms(model, trained)
     yield from latent_terms(model)
+    yield from sparsity_terms(model)
 
 
 def _no_two_alike(terms: Iterator[Term]) -> Iterator[Term]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -36,6 +36,7 @@ class Pass:
         values: recorded layers after their non-linearity, and gates, by name, [B, ...].
         attributes: values of the columns that latents follow, [B, num_attributes], NaN where unknown; None where the
             model has none.
+        found: what one term computed and another one of the same pass can use, by any key.
     """
 
     images: Tensor
@@ -45,6 +46,7 @@ class Pass:
     extras: Mapping[str, Tensor]
     values: Mapping[str, Tensor]
     attributes: Tensor | None
+    found: dict[Hashable, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, output: ModelOutput, images: Tensor, values: Mapping[str, Tensor], attributes: Tensor | None) -> Pass:

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fluence.errors import StudyError
-from fluence.study import Layers, Model
+from fluence.study import CbamAttention, KlSparsity, L0Sparsity, Layers, Model, Sparsity
 
 LATENT_LAYER = "mu"
 """Name under which the means of the latent distribution are recorded."""
+
+CHANNELS, PLACES = "channels", "places"
+"""What the names of a layer's attention gates end with."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,78 @@ def choose_layers(architecture: str, layers: Layers) -> tuple[str, ...]:
 
 
 def recordable_names(model: Model) -> tuple[str, ...]:
-    """Names of all layers of a model that can be recorded, in the order of the forward pass."""
-    return ARCHITECTURES[model.architecture].layer_names
+    """Names of all layers of a model that can be recorded, in the order of the forward pass.
+
+    The gates of a layer come right after it.
+    """
+    gated = attended_layers(model)
+    names = ARCHITECTURES[model.architecture].layer_names
+    return tuple(each for name in names for each in (name, *(gate_names(model, name) if name in gated else ())))
+
+
+def gate_names(model: Model, layer: str) -> tuple[str, ...]:
+    """Names under which the attention gates of a gated layer are recorded: `conv3.channels`, `conv3.places`."""
+    both = isinstance(model.attention, CbamAttention)
+    return (f"{layer}.{CHANNELS}", *((f"{layer}.{PLACES}",) if both else ()))
+
+
+def attended_layers(model: Model) -> tuple[str, ...]:
+    """Names of the layers whose output attention gates, in order.
+
+    Raises:
+        StudyError: there is no such layer, or it is the code, which has no gates.
+    """
+    return _convolutions(model, model.attention.layers, "attention") if model.attention else ()
+
+
+def constrained_layers(model: Model) -> tuple[tuple[Sparsity, str], ...]:
+    """Every sparsity constraint of a model with each layer that it holds for, in the order of the study.
+
+    Raises:
+        StudyError: there is no such layer, it is the code but the constraint is L0, or two constraints of one kind
+            hold for it.
+    """
+    found = [(constraint, name) for constraint in model.sparsity for name in _constrained(model, constraint)]
+    held = [(constraint.penalty, name) for constraint, name in found]
+    for penalty, name in held:
+        if held.count((penalty, name)) > 1:
+            raise StudyError(f"models.*.sparsity: two {penalty} constraints hold for {name}; leave it out of one")
+    return tuple(found)
+
+
+def channel_dropping_layers(model: Model) -> dict[str, float]:
+    """Temperature of the L0 gates of each layer whose channels have some, in order."""
+    gated = {name: each.temperature for each, name in constrained_layers(model) if isinstance(each, L0Sparsity)}
+    return {name: gated[name] for name in ARCHITECTURES[model.architecture].layer_names if name in gated}
+
+
+def defeated_constraints(model: Model) -> tuple[str, ...]:
+    """Layers that stand under a KL sparsity constraint and under instance normalisation, which defeats it.
+
+    It gives every channel of every image the same mean and spread, so that the units of a channel cannot all be quiet:
+    the constraint then only moves the learned scale and offset.
+    """
+    if model.norms.encoder != "instance":
+        return ()
+    held = (name for constraint, name in constrained_layers(model) if isinstance(constraint, KlSparsity))
+    return tuple(name for name in held if name != LATENT_LAYER)
+
+
+def _constrained(model: Model, constraint: Sparsity) -> tuple[str, ...]:
+    if isinstance(constraint, L0Sparsity):
+        return _convolutions(model, constraint.layers, "sparsity")
+    return choose_layers(model.architecture, constraint.layers)
+
+
+def _convolutions(model: Model, layers: Layers, key: str) -> tuple[str, ...]:
+    """The chosen layers without the code: words leave it out silently, its name or number is a mistake."""
+    chosen = choose_layers(model.architecture, layers)
+    if LATENT_LAYER in chosen and not isinstance(layers, str):
+        raise StudyError(
+            f"models.*.{key}: the code ({LATENT_LAYER}) has no gates; choose among "
+            f"{', '.join(ARCHITECTURES[model.architecture].layer_names[:-1])}"
+        )
+    return tuple(name for name in chosen if name != LATENT_LAYER)
 
 
 def check_layers(allowed: Sequence[str], names: Sequence[str], who: str = "record.layers: this model") -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fluence.models.architectures import ARCHITECTURES, LATENT_LAYER, check_image_size, scaled
+from fluence.models.architectures import (
+    ARCHITECTURES,
+    LATENT_LAYER,
+    PLACES,
+    attended_layers,
+    check_image_size,
+    gate_names,
+    scaled,
+)
+from fluence.models.attention import gates_of
 from fluence.models.decoders import build_decoder
 from fluence.models.encoders import build_encoder
 from fluence.models.latents import NormalHead
@@ -46,7 +56,8 @@ class Autoencoder(nn.Module):
 
     Attributes:
         latent_shape: shape of one image's code, (C, h, w) or (D,).
-        noise_shape: shape of the standard normal numbers that `forward` takes for one image.
+        noise_shape: shape of the standard normal numbers that `forward` takes for one image: those of the head; with
+            L0 gates a vector that begins with them.
         recordable: every layer that can be recorded, in the order of the forward pass.
     """
 
@@ -62,10 +73,10 @@ class Autoencoder(nn.Module):
         side = image_size_px // plan.reduction
         map_shape = (scaled(plan.encoder[-1].channels, model.width), side, side)
         self.settings = model
-        self.encoder = build_encoder(plan.encoder, model.width, model.norms.encoder)
+        self.encoder = build_encoder(plan.encoder, model.width, model.norms.encoder, gates_of(model))
         self.head = HEADS[model.kind](model, map_shape)
         self.latent_shape: tuple[int, ...] = self.head.shape
-        self.noise_shape: tuple[int, ...] = self.head.noise_shape
+        self.noise_shape: tuple[int, ...] = self._noise_shape()
         self.decoder = build_decoder(plan.decoder, model.width, model.norms.decoder, self.latent_shape, map_shape)
         self.recordable = _recordable(model, image_size_px, self.latent_shape)
 
@@ -76,8 +87,11 @@ class Autoencoder(nn.Module):
             x: images [B, 3, H, W] in [0, 1].
             noise: standard normal numbers [B, *noise_shape]. In eval mode, and without noise, nothing is drawn.
         """
-        code = self.head(self.encoder(2 * x - 1), noise if self.training else None)
-        return Output(self.decode(code.z), code.mu, code.logvar, code.z, code.extras)
+        of_head, of_gates = self._split(noise) if noise is not None and self.training else (None, {})
+        code = self.head(self.encoder(2 * x - 1, of_gates), of_head)
+        l0_gates = self.encoder.l0_gates.items()
+        num_open = {f"sparsity/l0/{name}": gates.expected_open().expand(len(x)) for name, gates in l0_gates}
+        return Output(self.decode(code.z), code.mu, code.logvar, code.z, code.extras | num_open)
 
     def encode(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] → their codes without chance, [B, *latent_shape]."""
@@ -92,16 +106,38 @@ class Autoencoder(nn.Module):
         return ((name, p) for name, p in self.named_parameters() if not name.startswith("decoder."))
 
     def place(self, layer: str, tap: str) -> nn.Module:
-        """The module whose output is a layer's value after (`post`) or before (`pre`) its non-linearity and gates."""
-        return self.get_submodule("head.mu" if layer == LATENT_LAYER else f"encoder.{layer}.{tap}")
+        """The module whose output is a layer's value after (`post`) or before (`pre`) its non-linearity and gates.
+
+        The code and the gates themselves (`conv3.channels`) have one place for both.
+        """
+        if layer == LATENT_LAYER:
+            return self.get_submodule("head.mu")
+        gated, _, which = layer.rpartition(".")
+        return self.get_submodule(f"encoder.{gated}.gates.{which}" if gated else f"encoder.{layer}.{tap}")
+
+    def _noise_shape(self) -> tuple[int, ...]:
+        num_channels = sum(len(gates.log_alpha) for gates in self.encoder.l0_gates.values())
+        return (math.prod(self.head.noise_shape) + num_channels,) if num_channels else self.head.noise_shape
+
+    def _split(self, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """[B, *noise_shape] → the numbers of the head, [B, *its shape], and of each layer's L0 gates, [B, C]."""
+        gates = self.encoder.l0_gates
+        if not gates:
+            return noise, {}
+        counts = [len(each.log_alpha) for each in gates.values()]
+        of_head, *of_gates = noise.split([math.prod(self.head.noise_shape), *counts], dim=1)
+        return of_head.reshape(len(noise), *self.head.noise_shape), dict(zip(gates, of_gates, strict=True))
 
 
 def _recordable(model: Model, image_size_px: int, latent_shape: tuple[int, ...]) -> tuple[LayerInfo, ...]:
-    infos, side = [], image_size_px
+    infos, side, attended = [], image_size_px, attended_layers(model)
     for layer in ARCHITECTURES[model.architecture].encoder:
         side //= layer.stride
         shape = (scaled(layer.channels, model.width), side, side)
         infos.append(LayerInfo(name=layer.name, shape=shape, tap="post", kind="conv"))
+        for name in gate_names(model, layer.name) if layer.name in attended else ():
+            shape_of_gates = (1, side, side) if name.endswith(PLACES) else shape[:1]
+            infos.append(LayerInfo(name=name, shape=shape_of_gates, tap="post", kind="gate"))
         side //= 2 if layer.pool else 1
     return (*infos, LayerInfo(name=LATENT_LAYER, shape=latent_shape, tap="post", kind="latent"))
 

@@ -50,7 +50,7 @@ class LayerInfo:
         name: for example `conv3_2` or `mu`.
         shape: of one image's values, (channels, height, width) or (size,).
         tap: recorded after (`post`) or before (`pre`) the non-linearity.
-        kind: `conv` or `latent`.
+        kind: `conv`, `latent`, or `gate` for what multiplies a convolution's channels or places.
     """
 
     name: str

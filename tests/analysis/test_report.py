@@ -189,6 +189,10 @@ def test_what_qualifies_the_results_is_said(evidence: Evidence) -> None:
             {"models": {"m": {"kind": "vae", "reconstruction": [{"loss": "lpips", "weights": "random"}]}}},
             "LPIPS was trained on with random weights in m",
         ),
+        (
+            {"models": {"m": {"kind": "vae", "norm": "instance", "sparsity": [{"penalty": "kl"}]}}},
+            "In m a KL sparsity constraint holds for layers under instance normalisation",
+        ),
         ({"grid": {"seeds": [3]}}, "trained once"),
         ({"models": {"small": {"kind": "vae"}}}, "There is no untrained network in this study"),
         (

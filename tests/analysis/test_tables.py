@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.cells import predictor_sets
+from analysis.report.summary import expected_sign
 from analysis.tables import (
     clusters,
     covariate_design,
@@ -111,6 +113,21 @@ def test_feature_matrix_keeps_the_networks_order_and_only_what_is_tested(tmp_pat
         ("reconstruction", "l1_error"),
     ]
     assert [metric for _, metric in sweep_matrix(metrics)] == ["l_eps_fraction_q50", "l_eps_fraction_q25"] * 2
+
+
+def test_the_mean_and_entropy_of_gates_are_tested_and_are_a_family_of_their_own() -> None:
+    """e^H is a function of H, and would only enlarge the family of tests."""
+    rows = [(image, layer, metric, 1.0) for image in "ab" for layer, metric in (
+        ("conv1", "gini"), ("conv1.channels", "gini"), ("conv1.channels", "gate_l1"),
+        ("conv1.channels", "gate_entropy"), ("conv1.channels", "gate_effective"),
+    )]  # fmt: skip
+    features = feature_matrix(pd.DataFrame(rows, columns=["image_id", "layer", "metric", "value"]), 0.5)
+    gates = [("conv1.channels", "gate_l1"), ("conv1.channels", "gate_entropy")]
+    assert features.columns.tolist() == [("conv1", "gini"), ("conv1.channels", "gini"), *gates]
+    sets = predictor_sets(features, 0.5)
+    assert list(sets) == ["gini", "gates", "all"]
+    assert sets["gates"].columns.tolist() == gates
+    assert [expected_sign(metric) for metric in ("gini", "gate_l1", "gate_entropy")] == [1, -1, -1]
 
 
 def test_missing_images_are_named_never_replaced(tmp_path: Path) -> None:

@@ -237,6 +237,31 @@ def test_a_norm_that_would_leave_nothing(place: Place) -> None:
     assert not bad(place.check(models={"m": {"kind": "vae", "norm": "batch", "width": 0.25}}))
 
 
+def test_a_constraint_that_the_norm_defeats_is_a_warning(place: Place) -> None:
+    settings = {"kind": "vae", "width": 0.25, "norm": "instance", "sparsity": [{"penalty": "kl"}]}
+    finding = the_bad(place.check(data={"image_size_px": 64}, models={"m": settings}))
+    assert (finding.level, finding.key) == ("warning", "models.m.sparsity")
+    assert "defeats the KL constraint on conv1, conv2, conv3, conv4, conv5" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "message"),
+    [
+        ({"sparsity": [{"penalty": "kl", "layers": ["conv7"]}]}, "models.m", "'small' has no layer 'conv7'"),
+        ({"sparsity": [{"penalty": "l0", "layers": ["mu"]}]}, "models.m.sparsity", "the code (mu) has no gates"),
+        ({"sparsity": [{"penalty": "kl"}, {"penalty": "kl"}]}, "models.m.sparsity", "two kl constraints hold for"),
+        ({"attention": "57-5.0"}, "models.m", "'small' has no layer '7'"),
+        ({"attention": {"kind": "cbam", "layers": [6]}}, "models.m.attention", "the code (mu) has no gates"),
+    ],
+)
+def test_layers_that_cannot_be_constrained_or_gated(
+    place: Place, changes: dict[str, Any], key: str, message: str
+) -> None:
+    finding = the_bad(place.check(models={"m": {"kind": "vae", "width": 0.25} | changes}))
+    assert (finding.level, finding.key) == ("error", key)
+    assert message in finding.message
+
+
 def test_weights_that_are_not_on_disk(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     lpips = {"kind": "vae", "width": 0.25, "reconstruction": [{"loss": "lpips"}]}

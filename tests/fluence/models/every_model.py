@@ -25,6 +25,21 @@ EVERY_MODEL: dict[str, Model] = {
         kind=kind, architecture=architecture, latent=LATENTS[latent], norm=norm
     )
     for kind, architecture, latent, norm in itertools.product(HEADS, ARCHITECTURES, LATENTS, NORMS)
+} | {
+    "sparse": model(
+        norm="batch",
+        sparsity=[
+            {"penalty": "kl", "layers": "everywhere"},
+            {"penalty": "l1", "layers": "all but conv1"},
+            {"penalty": "l0", "layers": "all but conv1 and the means"},
+        ],
+    ),
+    "cbam": model(attention={"kind": "cbam", "layers": "all but conv1", "reduction": 1}, latent=LATENTS["dense"]),
+    "sigmoid-l0": model(
+        attention={"kind": "sigmoid", "layers": ["conv2", 4], "reduction": 1},
+        sparsity=[{"penalty": "l0", "layers": ["conv2", "conv5"]}],
+    ),
+    "softmax": model(attention={"kind": "softmax", "layers": "everywhere", "temperature": 0.5, "reduction": 1}),
 }
 
 

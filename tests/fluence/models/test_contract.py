@@ -8,7 +8,7 @@ import torch
 from fluence.errors import StudyError
 from fluence.losses import Objective
 from fluence.models import Autoencoder, build, record
-from fluence.models.architectures import ARCHITECTURES, LATENT_LAYER
+from fluence.models.architectures import ARCHITECTURES, LATENT_LAYER, recordable_names
 from fluence.models.latents import LOGVAR_LIMIT
 from fluence.study import Model, VaeModel
 from tests.fluence.models.every_model import EVERY_MODEL, smallest_size_px
@@ -72,16 +72,29 @@ def test_recordable_layers_are_complete_in_order_and_of_their_shapes(settings):
     model, images = built(settings)
     seen = []
     for name, module in model.encoder.named_modules():
-        if isinstance(module, torch.nn.Conv2d):
+        if isinstance(module, torch.nn.Conv2d) and name.endswith(".conv") and ".gates." not in name:
             module.register_forward_hook(lambda *_, name=name: seen.append(name.removesuffix(".conv")))
     with record(model, "encoder", "post") as recorder:
         model(images)
-    assert [info.name for info in model.recordable] == [*seen, LATENT_LAYER] == list(recorder.values)
+    layers = [info for info in model.recordable if info.kind != "gate"]
+    assert [info.name for info in layers] == [*seen, LATENT_LAYER]
+    assert [name for name in recorder.values if "." not in name] == [*seen, LATENT_LAYER]
     assert {info.name: info.shape for info in model.recordable} == {
         name: tuple(value.shape[1:]) for name, value in recorder.values.items()
     }
-    assert [info.kind for info in model.recordable] == ["conv"] * len(seen) + ["latent"]
-    assert ARCHITECTURES[settings.architecture].layer_names == tuple(recorder.values)
+    assert [info.kind for info in layers] == ["conv"] * len(seen) + ["latent"]
+    assert tuple(info.name for info in model.recordable) == recordable_names(settings)
+
+
+def test_gates_are_recorded_right_after_their_layer(settings):
+    model, _ = built(settings)
+    layer = ""
+    for info in model.recordable:
+        if info.kind == "gate":
+            assert info.name in (f"{layer}.channels", f"{layer}.places")
+        else:
+            layer = info.name
+    assert any(info.kind == "gate" for info in model.recordable) == (settings.attention is not None)
 
 
 def test_state_dict_round_trip(settings, tmp_path):
@@ -111,11 +124,23 @@ def test_eval_takes_each_image_by_itself(settings):
     torch.testing.assert_close(model(images).mu[2:3], model(images[2:3]).mu, rtol=1e-4, atol=1e-5)
 
 
+def test_an_empty_share_of_a_batch_passes(settings):
+    """With several processes the last validation batch may leave one of them nothing; it takes part all the same."""
+    model, images = built(settings)
+    objective = Objective(settings)
+    with record(model.eval(), objective.layers, "post") as recorder, torch.no_grad():
+        output = model(images[:0])
+    losses, terms = objective(output, images[:0], recorder.values, torch.zeros(0, len(objective.columns)))
+    assert output.reconstruction.shape == images[:0].shape
+    assert {tuple(value.shape) for value in (losses, *terms.values())} == {(0,)}
+
+
 def test_training_draws_the_latent_from_the_noise_it_is_given(settings):
     model, images = built(settings)
     noise = some_noise(model)
     output = model(images, noise)
-    torch.testing.assert_close(output.z, output.mu + torch.sqrt(output.logvar.exp()) * noise)
+    of_latents = noise.flatten(1)[:, : output.mu[0].numel()].reshape(output.mu.shape)  # the first, if there are others
+    torch.testing.assert_close(output.z, output.mu + torch.sqrt(output.logvar.exp()) * of_latents)
     assert torch.equal(model(images, None).z, model(images, None).mu)
 
 

@@ -91,6 +91,34 @@ def test_number_of_processes_changes_nothing_but_rounding(tmp_path, norm):
             torch.testing.assert_close(other_weights[name], value, rtol=1e-3, atol=2e-5)
 
 
+EVERY_BATCH_TERM = {
+    "sparsity": [
+        {"penalty": "kl", "layers": "everywhere", "weight": 0.5},
+        {"penalty": "l1", "layers": ["conv2"]},
+        {"penalty": "l0", "layers": ["conv3"]},
+    ],
+    "attention": {"kind": "cbam", "layers": ["conv2", "conv4"]},
+}
+
+
+@pytest.mark.slow
+def test_terms_of_the_whole_batch_are_the_same_for_any_number_of_processes(tmp_path):
+    """Of the 9 images held out the last batch has one: the other processes take part in it with an empty share.
+
+    Mistakes: a mean over a process' own share where the batch's is meant; a process that leaves a batch out.
+    """
+    settings = {"epochs": 2, "batch_size": 8, "model": EVERY_BATCH_TERM}
+    log, weights = outcome(tmp_path / "1", settings, 1)
+    assert [row["num_images"] for row in log if row["phase"] == "validation"] == [9, 9]
+    for world_size in (2, 3):
+        other_log, other_weights = outcome(tmp_path / str(world_size), settings, world_size)
+        for row, other in zip(log, other_log, strict=True):
+            assert row["sparsity/kl/conv1"] > 0
+            assert {**row, "phase": 0} == pytest.approx({**other, "phase": 0}, rel=1e-5)
+        for name, value in weights.items():
+            torch.testing.assert_close(other_weights[name], value, rtol=1e-3, atol=2e-5)
+
+
 @pytest.mark.slow
 def test_three_processes_continue_to_the_same_bits(tmp_path):
     """With more than two, the order of addition depends on DDP's buckets; see `first_pass_undone`."""
