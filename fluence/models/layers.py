@@ -100,12 +100,26 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased, self.momentum)
 
 
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """Instance normalisation with learned scale and offset, of a batch that may be empty (PyTorch's refuses it).
+
+    Source: Ulyanov et al. 2016, section 2.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, C, H, W]."""
+        return super().forward(input) if len(input) else input
+
+
 def norm_layer(kind: str, channels: int) -> nn.Module:
     """The normalisation of [B, channels, H, W] maps that a study calls `none`, `batch` or `instance`."""
     layers: dict[str, Callable[[], nn.Module]] = {
         "none": nn.Identity,
         "batch": lambda: SyncedBatchNorm2d(channels),
-        "instance": lambda: nn.InstanceNorm2d(channels, affine=True),  # Ulyanov et al. 2016
+        "instance": lambda: InstanceNorm2d(channels),
     }
     return layers[kind]()
 

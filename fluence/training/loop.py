@@ -249,11 +249,14 @@ class TrainingLoop:
         return dict(zip(self._terms, means, strict=True))
 
     def _validation_shares(self) -> list[Tensor]:
-        """This process' part of each batch of the images held out: positions, int64 [B], none of them empty."""
+        """This process' part of each batch of the images held out: positions, int64 [B].
+
+        A part is empty where a batch has fewer images than there are processes. It is passed through all the same:
+        terms of the whole batch are computed by all processes together.
+        """
         positions = torch.arange(len(self._data.validation), device=self._ranks.device)
         batches = positions.split(self._sampler.batch_size)
-        shares = [batch[share_of(len(batch), self._ranks.rank, self._ranks.world_size)] for batch in batches]
-        return [share for share in shares if len(share)]
+        return [batch[share_of(len(batch), self._ranks.rank, self._ranks.world_size)] for batch in batches]
 
     def _weights(self) -> dict[str, Tensor]:
         state = self.model.state_dict()

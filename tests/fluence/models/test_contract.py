@@ -111,6 +111,17 @@ def test_eval_takes_each_image_by_itself(settings):
     torch.testing.assert_close(model(images).mu[2:3], model(images[2:3]).mu, rtol=1e-4, atol=1e-5)
 
 
+def test_an_empty_share_of_a_batch_passes(settings):
+    """With several processes the last validation batch may leave one of them nothing; it takes part all the same."""
+    model, images = built(settings)
+    objective = Objective(settings)
+    with record(model.eval(), objective.layers, "post") as recorder, torch.no_grad():
+        output = model(images[:0])
+    losses, terms = objective(output, images[:0], recorder.values, torch.zeros(0, len(objective.columns)))
+    assert output.reconstruction.shape == images[:0].shape
+    assert {tuple(value.shape) for value in (losses, *terms.values())} == {(0,)}
+
+
 def test_training_draws_the_latent_from_the_noise_it_is_given(settings):
     model, images = built(settings)
     noise = some_noise(model)
