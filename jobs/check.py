@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fluence.errors import FluenceError, StudyError
 from fluence.layout import Layout
-from fluence.study import Analysis, LpipsLoss, Study
+from fluence.study import Analysis, LpipsLoss, Study, TiltedPrior, VaeModel
 from jobs.estimate import ALL, Estimate, estimate
 from jobs.findings import Finding, Findings, Level, Report, counted, findings_of
 from jobs.pipeline import datasets_in_use
@@ -40,7 +41,7 @@ def check(study: Study, layout: Layout, *, strict: bool = False) -> Report:
     if rated is not None:
         findings += [*_ratings(study, rated), *_covariates(study, rated)]
     if training is not None:
-        findings += _groups(study, training, rated)
+        findings += [*_groups(study, training, rated), *_attributes(study, training)]
     models = list(_models(study))
     findings += [*models, *look_for_weights(study), *_device(study), *_output(layout)]
     if rated is not None and training is not None and not Report(tuple(models)).has_errors:
@@ -143,6 +144,18 @@ def _groups(study: Study, training: Manifest, rated: Manifest | None) -> Finding
             yield Finding("ok", "grid.groups", f"{group}: {sizes[group]} training images")
 
 
+def _attributes(study: Study, training: Manifest) -> Findings:
+    """Whether the columns that latent units are to follow are there; packing adds what it measures of the pixels."""
+    from fluence.data.attributes import check_columns
+    from fluence.data.covariates import NAMES
+
+    for name in study.model_names:
+        try:
+            check_columns(study.models[name], training.table, name, measured=NAMES)
+        except StudyError as error:
+            yield from findings_of(error, f"models.{name}.attributes")
+
+
 def _nearest(word: str, words: list[str]) -> str:
     from fluence.data.manifest import did_you_mean
 
@@ -153,18 +166,34 @@ def _nearest(word: str, words: list[str]) -> str:
 
 
 def _models(study: Study) -> Findings:
-    from fluence.models.architectures import check_image_size, check_layers, recordable_names
+    from fluence.models.architectures import check_image_size, check_layers, check_units, code_size, recordable_names
 
     for name in study.model_names:
         model, key = study.models[name], f"models.{name}"
         found = []
         try:
             check_image_size(model.architecture, study.data.image_size_px, model.norms.encoder)
+            check_units(model, study.data.image_size_px)
             if study.record.layers != "encoder":
                 check_layers(recordable_names(model), study.record.layers, f"record.layers: {name!r}")
         except StudyError as error:
             found = [replace(finding, key=finding.key.replace("models.*", key)) for finding in findings_of(error, key)]
         yield from found or [Finding("ok", key, f"{model.kind}, {model.architecture}, width {model.width:g}")]
+        if not found and isinstance(model, VaeModel) and isinstance(model.prior, TiltedPrior):
+            yield _shell(f"{key}.prior.tau", model.prior.tau, code_size(model, study.data.image_size_px))
+
+
+def _shell(key: str, tau: float, size: int) -> Finding:
+    """Whether a tilted prior moves the means away from the origin at all."""
+    from fluence.losses.tilted import best_radius
+
+    radius = best_radius(tau, size)
+    if radius > 0:
+        return Finding("ok", key, f"the means of the {size} latent units are drawn to a shell of radius {radius:.3g}")
+    found = f"with {size} latent units, τ = {tau:g} draws the means to the origin, as the standard normal does"
+    return Finding(
+        "warning", key, found, f"τ above √{size} ≈ {math.sqrt(size):.3g}, or a smaller latent, makes a shell"
+    )
 
 
 def look_for_weights(study: Study) -> Findings:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fluence.study import LpipsLoss, Study, VaeModel
+from fluence.study import LpipsLoss, Model, Study
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +119,7 @@ def estimate(
     return Estimate(disk, runs, len(study.grid.seeds), gflops_per_s, device)
 
 
-def model_cost(study: Study, model: VaeModel) -> ModelCost:
+def model_cost(study: Study, model: Model) -> ModelCost:
     """Counts parameters, recorded units and arithmetic of one model, without allocating it."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -141,7 +141,7 @@ def model_cost(study: Study, model: VaeModel) -> ModelCost:
     )
 
 
-def _loss_gflops(model: VaeModel, image_size_px: int) -> float:
+def _loss_gflops(model: Model, image_size_px: int) -> float:
     """LPIPS looks at the image and at its reconstruction, and goes back to the latter; other losses cost nothing."""
     trunks = [_LPIPS_FLOPS_PER_PIXEL[term.net] for term in model.reconstruction if isinstance(term, LpipsLoss)]
     return 3 * sum(trunks) * image_size_px**2 / _GIGA
