@@ -82,8 +82,7 @@ def perplexity(counts: Tensor) -> Tensor:
 def latent_terms(model: Model) -> Iterator[Term]:
     """The terms of the code that belong to the kind of model."""
     if isinstance(model, VaeModel | ArVaeModel):
-        tilted = isinstance(model, VaeModel) and isinstance(model.prior, TiltedPrior)
-        yield Term("kl", model.kl_weight, _tilted_kl(model.prior.tau) if tilted else _kl, warms_up=True)
+        yield Term("kl", model.kl_weight, _kl_from_the_prior(model), warms_up=True)
     if isinstance(model, ArVaeModel):
         for column, attribute in enumerate(model.attributes):
             yield Term(f"attribute/{attribute.column}", attribute.weight, _following(column, attribute))
@@ -99,7 +98,10 @@ def _kl(seen: Pass) -> Tensor:
     return kl_to_standard_normal(seen.mu, seen.logvar)
 
 
-def _tilted_kl(tau: float) -> Callable[[Pass], Tensor]:
+def _kl_from_the_prior(model: VaeModel | ArVaeModel) -> Callable[[Pass], Tensor]:
+    if isinstance(model, ArVaeModel) or not isinstance(model.prior, TiltedPrior):
+        return _kl
+    tau = model.prior.tau
     return lambda seen: kl_to_tilted(seen.mu, tau)
 
 

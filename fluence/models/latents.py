@@ -126,23 +126,24 @@ class QuantisingHead(nn.Module):
         `chosen`, how many positions of each image chose each entry, [B, codebook_size].
         """
         mu = self.mu(at_least_float32(self.mean(last_map)))
-        with torch.autocast(mu.device.type, enabled=False):
-            entries = at_least_float32(self.codebook)
-            chosen = nearest(mu.detach().movedim(1, -1).flatten(1, 2), entries.detach())
-            quantised = functional.embedding(chosen, entries).unflatten(1, self.shape[1:]).movedim(-1, 1)
-            extras = {
-                "codebook": (mu.detach() - quantised).square().flatten(1).sum(1),
-                "commitment": (mu - quantised.detach()).square().flatten(1).sum(1),
-                "chosen": mu.new_zeros(len(mu), len(entries)).scatter_add_(1, chosen, torch.ones_like(chosen).to(mu)),
-            }
-            return Code(mu, quantised.detach() + (mu - mu.detach()), None, extras)
+        entries = at_least_float32(self.codebook)
+        chosen = nearest(mu.detach().movedim(1, -1).flatten(1, 2), entries.detach())
+        quantised = functional.embedding(chosen, entries).unflatten(1, self.shape[1:]).movedim(-1, 1)
+        extras = {
+            "codebook": (mu.detach() - quantised).square().flatten(1).sum(1),
+            "commitment": (mu - quantised.detach()).square().flatten(1).sum(1),
+            "chosen": mu.new_zeros(len(mu), len(entries)).scatter_add_(1, chosen, torch.ones_like(chosen).to(mu)),
+        }
+        return Code(mu, quantised.detach() + (mu - mu.detach()), None, extras)
 
 
 def nearest(values: Tensor, entries: Tensor) -> Tensor:
     """Number of the entry [K, C] with the least Euclidean distance to each value [..., C], int64 [...].
 
-    ‖v‖² is the same for all entries and left out; of equally near ones the first is taken.
+    ‖v‖² is the same for all entries and left out; of equally near ones the first is taken. In float64, which mixed
+    precision leaves alone: the differences of large squares decide.
     """
+    values, entries = values.double(), entries.double()
     return (entries.square().sum(1) - 2 * values @ entries.T).argmin(-1)
 
 

@@ -95,7 +95,7 @@ def test_gradient_passes_the_quantisation_straight_through():
     assert found is None
 
 
-def test_half_precision_measures_distances_in_float32():
+def test_half_precision_does_not_blur_the_distances():
     """Entries that bfloat16 cannot tell apart, which keeps 8 bits: 1 and 1 + 2⁻¹²."""
     head = quantiser(codebook_size=2, channels=1).requires_grad_(False)
     head.codebook.copy_(torch.tensor([[1.0], [1.0 + 2**-12]]))

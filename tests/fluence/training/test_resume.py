@@ -109,8 +109,8 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, undisturbed, point):
     assert not list(tmp_path.glob("runs/*/checkpoints/.*.tmp"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_model_continues_after_a_kill(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["ar-vae", "vq-vae"])
+def test_other_kinds_of_model_continue_after_a_kill(tmp_path, kind):
     settings = {"epochs": 3, "kl_warmup_epochs": 2, "model": KINDS[kind]}
     finish(tmp_path / "undisturbed", 1, settings)
     (process,) = start(tmp_path / "killed", settings, 1, Death("renamed", 5))
