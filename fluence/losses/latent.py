@@ -34,7 +34,7 @@ def kl_to_tilted(mu: Tensor, tau: float) -> Tensor:
 
     ½ (‖μ‖ − γ*)², where γ* is the ‖μ‖ at which the divergence is least. τ = 0 gives it exactly: ½ ‖μ‖².
 
-    Source: Floto, Kremer & Nica 2023, section 3.2.
+    Source: Floto, Kremer & Nica 2023, the quadratic approximation of the KL divergence.
 
     Args:
         mu: means, [B, ...].
@@ -53,7 +53,7 @@ def attribute_disorder(unit: Tensor, attribute: Tensor, delta: float) -> Tensor:
 
     Images without a value take no part; without any value it is 0.
 
-    Source: Pati & Lerch 2021, eq. 3-5.
+    Source: Pati & Lerch 2021, the attribute regularisation loss, and z as in the code that they published.
 
     Args:
         unit: z of the unit, as the decoder sees it, [B].

@@ -17,7 +17,7 @@ def best_radius(tau: float, size: int) -> float:
     KL = ln Z_τ − τ E‖z‖ + ½‖μ‖², and is convex in ‖μ‖. Its derivative, ‖μ‖ (1 − τ · pull), vanishes at 0 and, where
     the pull at 0 exceeds 1/τ, once more, near √(τ² − size).
 
-    Source: Floto, Kremer & Nica 2023, section 3.2.
+    Source: Floto, Kremer & Nica 2023, the KL divergence from the tilted Gaussian.
 
     Args:
         tau: τ, at least 0.
@@ -35,7 +35,7 @@ def outward_pull(radius: float, size: int) -> float:
     all addends are positive and none overflows, where the paper's Laguerre function, that is scipy's hyp1f1, does
     from a size of some hundreds on.
 
-    Source: Johnson, Kotz & Balakrishnan 1995, eq. 29.2 and 18.14.
+    Source: Johnson, Kotz & Balakrishnan 1994-1995, chapters 18 (χ) and 29 (noncentral χ²).
     """
     rate = radius**2 / 2
     reach = 10 * np.sqrt(rate) + 40  # what lies outside has less than rounding's share of the mass

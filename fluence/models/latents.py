@@ -82,7 +82,7 @@ class PlainHead(nn.Module):
 class UnitVarianceHead(nn.Module):
     """The mean of z, linear in the encoder's last map; σ is 1 for every image.
 
-    Source: Floto, Kremer & Nica 2023, section 3.
+    Source: Floto, Kremer & Nica 2023.
     """
 
     def __init__(self, latent: ConvLatent | DenseLatent, map_shape: tuple[int, int, int]) -> None:

@@ -19,7 +19,7 @@ from fluence.losses.tilted import best_radius, outward_pull
 def log_normaliser(tau: float, size: int) -> float:
     """ln Z_τ = ln E[e^(τ‖z‖)] for z ~ N(0, I), as its power series: all addends are positive, and none overflows.
 
-    Its even and odd terms are the two confluent hypergeometric functions of Floto et al. 2023, proposition 1.
+    Its even and odd terms are the two confluent hypergeometric functions of Floto et al. 2023.
     """
     k = np.arange(int(4 * tau * (tau + math.sqrt(size))) + 200)
     moments = k / 2 * math.log(2) + gammaln((size + k) / 2) - gammaln(size / 2)  # ln E‖z‖^k
