@@ -7,21 +7,34 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from analysis import constraints
+from analysis.kinds import (
+    circular,
+    code_terms,
+    codes_recorded,
+    has_prior,
+    is_tilted,
+    name_of_kind,
+)
 from fluence.study import (
     ConvLatent,
     CsvDataset,
     Dataset,
     LpipsLoss,
+    Model,
     PixelLoss,
     Reconstruction,
     SsimLoss,
     Study,
     SyntheticDataset,
-    VaeModel,
 )
 
 _SOURCES = {
     "vae": "Kingma DP, Welling M (2014). Auto-encoding variational Bayes. ICLR.",
+    "tilted": "Floto G, Kremer S, Nica M (2023). The tilted variational autoencoder: improving out-of-distribution "
+    "detection. ICLR.",
+    "ar-vae": "Pati A, Lerch A (2021). Attribute-based regularization of latent spaces for variational auto-encoders. "
+    "Neural Comput Appl 33:4429–4444.",
+    "vq-vae": "van den Oord A, Vinyals O, Kavukcuoglu K (2017). Neural discrete representation learning. NeurIPS.",
     "beta": "Higgins I et al. (2017). β-VAE: learning basic visual concepts with a constrained variational framework. "
     "ICLR.",
     "vgg": "Simonyan K, Zisserman A (2015). Very deep convolutional networks for large-scale image recognition. ICLR.",
@@ -93,19 +106,6 @@ def write_methods(study: Study, facts: Facts) -> Methods:
     return Methods(tuple((title, " ".join(text.split())) for title, text in paragraphs), _references(study))
 
 
-def effective_beta(model: VaeModel, image_size_px: int) -> float:
-    """β on the scale on which reconstruction losses are sums over the pixel values and have weight 1.
-
-    Dividing the whole loss by what one pixel value weighs: a sum weighs w, a mean over N = 3 · image_size_px² values
-    weighs w / N.
-
-    Source: Higgins et al. 2017, appendix A.1.
-    """
-    num_values = 3 * image_size_px**2
-    per_value = sum(t.weight if isinstance(t, PixelLoss) else t.weight / num_values for t in model.reconstruction)
-    return model.kl_weight / per_value
-
-
 def _images(study: Study, facts: Facts) -> str:
     data = study.data
     shape = {"crop": "cropped centrally to a square", "pad": "padded to a square"}[data.fit]
@@ -123,7 +123,11 @@ def _images(study: Study, facts: Facts) -> str:
         f"Groups are the combinations of {_listing(data.group_by)}.",
     ]
     if data.training == data.rated:
-        words.append("The models thus were trained on the rated images themselves (not on their ratings).")
+        taught = circular(study)
+        ratings = f"; {_listing(f'“{name}”' for name in taught)} also on their ratings" if taught else ""
+        words.append(
+            f"The models thus were trained on the rated images themselves{ratings or ' (not on their ratings)'}."
+        )
     return " ".join(words)
 
 
@@ -181,18 +185,16 @@ def _model(study: Study, name: str, facts: Facts) -> str:
     model = study.models[name]
     norm = {"none": "no", "batch": "batch", "instance": "instance"}[model.norm]
     width = "" if model.width == 1 else f" with {model.width:g} times the usual number of channels"
-    beta = effective_beta(model, study.data.image_size_px)
-    same = "" if abs(beta - model.kl_weight) < 1e-9 else f" (effective β on the scale of a sum over pixels: {beta:.3g})"
     return (
-        f"“{name}” is a convolutional variational autoencoder (Kingma & Welling 2014), {_architecture(model)}{width}, "
+        f"“{name}” is {name_of_kind(model)}, {_architecture(model)}{width}, "
         f"{_latent(model)}, {norm} normalisation, and a decoder that enlarges by PixelShuffle (Shi et al. 2016). Its "
-        f"loss is {_listing([_term(t) for t in model.reconstruction])}, plus β = {model.kl_weight:g} times the KL "
-        f"divergence from N(0, I), summed over the latent numbers{same}; the mean over the batch was minimised. "
+        f"loss is {_listing([_term(t) for t in model.reconstruction])}{code_terms(model, study.data.image_size_px)}; "
+        f"the mean over the batch was minimised. "
         f"{' '.join([*constraints.constraint_sentences(model), _epochs(study, name, facts)])}"
     )
 
 
-def _architecture(model: VaeModel) -> str:
+def _architecture(model: Model) -> str:
     match model.architecture:
         case "small":
             return "with an encoder of 5 convolutions and a decoder of 5"
@@ -202,7 +204,7 @@ def _architecture(model: VaeModel) -> str:
             assert_never(other)
 
 
-def _latent(model: VaeModel) -> str:
+def _latent(model: Model) -> str:
     latent = model.latent
     if isinstance(latent, ConvLatent):
         return f"a convolutional latent of {latent.channels} channels"
@@ -258,7 +260,7 @@ def _training(study: Study) -> str:
     ]
     if training.gradient_clip_norm:
         words.append(f"Gradients were clipped to an L2 norm of {training.gradient_clip_norm:g}.")
-    if training.kl_warmup_epochs:
+    if training.kl_warmup_epochs and any(has_prior(model) for model in _used(study)):
         words.append(f"The KL term was faded in over {_epochs_text(training.kl_warmup_epochs)}.")
     if training.horizontal_flip:
         words.append("Images were mirrored at random.")
@@ -287,13 +289,15 @@ def _overrides(study: Study) -> list[str]:
 def _metrics(study: Study, facts: Facts) -> str:
     epsilon, record = study.analysis.epsilon, study.record
     tap = {"post": "after", "pre": "before"}[record.tap]
-    which = "every convolution of the encoder and the latent means" if record.layers == "encoder" else "chosen layers"
+    code = _listing(codes_recorded(_used(study)))
+    which = f"every convolution of the encoder and {code}" if record.layers == "encoder" else "chosen layers"
+    mean = ", with random latents at their mean," if any(has_prior(model) for model in _used(study)) else ""
     counts = _listing([f"{n} in “{name}”" for name, n in facts.layers.items()])
     errors = ["L1", "L2", "1 − SSIM"]
     if record.lpips:
         errors.append(f"LPIPS ({record.lpips.net}, {_trunk(record.lpips.weights)})")
     return (
-        f"Each rated image was passed through each network in evaluation mode, with the latent at its mean, and the "
+        f"Each rated image was passed through each network in evaluation mode{mean} and the "
         f"activations of {which} were recorded {tap} the non-linearity{f' ({counts} layers)' if counts else ''}. "
         f"For each image and layer we computed the Gini index of the magnitudes (Hurley & Rickard 2009; high where few "
         f"units carry the activity) and Lε, the share of units whose magnitude exceeds ε (low where few units are "
@@ -336,18 +340,27 @@ def _software(facts: Facts) -> str:
 
 
 def _references(study: Study) -> tuple[str, ...]:
-    models = [study.models[name] for name in study.model_names]
+    models = _used(study)
     terms = [term.loss for model in models for term in model.reconstruction]
     trainings = [study.training_of(name) for name in study.model_names]
-    cited = ["vae", "pixelshuffle", "gini", "ssim", "ridge", "permutation", "delta", study.analysis.correction]
+    cited = ["pixelshuffle", "gini", "ssim", "ridge", "permutation", "delta", study.analysis.correction]
     cited += ["vgg"] if any(model.architecture.startswith("vgg") for model in models) else []
     cited += ["lpips"] if "lpips" in terms or study.record.lpips else []
-    cited += ["beta"] if any(term in ("ssim", "lpips") for term in terms) else []
+    cited += ["vae"] if any(model.kind == "vae" for model in models) else []
+    cited += ["tilted"] if any(is_tilted(model) for model in models) else []
+    cited += sorted({model.kind for model in models} & {"ar-vae", "vq-vae"})
+    mean_and_kl = (has_prior(m) and any(t.loss in ("ssim", "lpips") for t in m.reconstruction) for m in models)
+    cited += ["beta"] if any(mean_and_kl) else []
     cited += ["adamw"] if any(training.weight_decay for training in trainings) else []
     cited += ["adam"] if any(not training.weight_decay for training in trainings) else []
     return tuple(
         sorted([*(_SOURCES[key] for key in cited), *(constraints.SOURCES[k] for k in constraints.cited(models))])
     )
+
+
+def _used(study: Study) -> list[Model]:
+    """The models of the grid."""
+    return [study.models[name] for name in study.model_names]
 
 
 def _count(number: int | None, noun: str) -> str:

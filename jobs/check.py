@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fluence.errors import FluenceError, StudyError
 from fluence.layout import Layout
-from fluence.study import Analysis, LpipsLoss, Model, Study
+from fluence.study import Analysis, LpipsLoss, Model, Study, TiltedPrior, VaeModel
 from jobs.estimate import ALL, Estimate, estimate
 from jobs.findings import Finding, Findings, Level, Report, counted, findings_of
 from jobs.pipeline import datasets_in_use
@@ -41,7 +42,7 @@ def check(study: Study, layout: Layout, *, strict: bool = False) -> Report:
     if rated is not None:
         findings += [*_ratings(study, rated), *_covariates(study, rated)]
     if training is not None:
-        findings += _groups(study, training, rated)
+        findings += [*_groups(study, training, rated), *_attributes(study, training)]
     models = list(_models(study))
     findings += [*models, *look_for_weights(study), *_device(study), *_output(layout)]
     if rated is not None and training is not None and not Report(tuple(models)).has_errors:
@@ -161,6 +162,18 @@ def _groups(study: Study, training: Manifest, rated: Manifest | None) -> Finding
             yield Finding("ok", "grid.groups", f"{group}: {sizes[group]} training images")
 
 
+def _attributes(study: Study, training: Manifest) -> Findings:
+    """Whether the columns that latent units are to follow are there; packing adds what it measures of the pixels."""
+    from fluence.data.attributes import check_columns
+    from fluence.data.covariates import NAMES
+
+    for name in study.model_names:
+        try:
+            check_columns(study.models[name], training.table, name, measured=NAMES)
+        except StudyError as error:
+            yield from findings_of(error, f"models.{name}.attributes")
+
+
 def _nearest(word: str, words: list[str]) -> str:
     from fluence.data.manifest import did_you_mean
 
@@ -171,7 +184,13 @@ def _nearest(word: str, words: list[str]) -> str:
 
 
 def _models(study: Study) -> Findings:
-    from fluence.models.architectures import check_image_size, check_layers, constrained_layers, recordable_names
+    from fluence.models.architectures import (
+        check_image_size,
+        check_layers,
+        check_units,
+        constrained_layers,
+        recordable_names,
+    )
 
     hint = "change it in the study; `fluence check --explain` prints every setting"
     for name in study.model_names:
@@ -179,6 +198,7 @@ def _models(study: Study) -> Findings:
         found = []
         try:
             check_image_size(model.architecture, study.data.image_size_px, model.norms.encoder)
+            check_units(model, study.data.image_size_px)
             constrained_layers(model)
             recordable = recordable_names(model)
             if study.record.layers != "encoder":
@@ -190,6 +210,7 @@ def _models(study: Study) -> Findings:
         yield from found or [
             Finding("ok", key, f"{model.kind}, {model.architecture}, width {model.width:g}"),
             *_defeated(model, key),
+            *_shell(model, key, study.data.image_size_px),
         ]
 
 
@@ -202,6 +223,23 @@ def _defeated(model: Model, key: str) -> Findings:
         found = f"instance normalisation defeats the KL constraint on {', '.join(layers)}: it gives each channel"
         hint = "write norm: batch or norm: none, or penalty: l1 or penalty: l0"
         yield Finding("warning", f"{key}.sparsity", f"{found} of each image the same mean and spread", hint)
+
+
+def _shell(model: Model, key: str, image_size_px: int) -> Findings:
+    """Whether a tilted prior moves the means away from the origin at all."""
+    from fluence.losses.tilted import best_radius
+    from fluence.models.architectures import code_size
+
+    if not isinstance(model, VaeModel) or not isinstance(model.prior, TiltedPrior):
+        return
+    tau, size, key = model.prior.tau, code_size(model, image_size_px), f"{key}.prior.tau"
+    radius = best_radius(tau, size)
+    if radius > 0:
+        yield Finding("ok", key, f"the means of the {size} latent units are drawn to a shell of radius {radius:.3g}")
+        return
+    found = f"with {size} latent units, τ = {tau:g} draws the means to the origin, as the standard normal does"
+    hint = f"write a tau above √{size} ≈ {math.sqrt(size):.3g}, or a smaller latent"
+    yield Finding("warning", key, found, hint)
 
 
 def look_for_weights(study: Study) -> Findings:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fluence.layout import Layout
-from fluence.study import LpipsLoss, Study, VaeModel
+from fluence.study import LpipsLoss, Model, Study
 from jobs.pipeline import datasets_in_use
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def estimate(
     return Estimate(disk, runs, gflops_per_s, device)
 
 
-def model_cost(study: Study, model: VaeModel) -> ModelCost:
+def model_cost(study: Study, model: Model) -> ModelCost:
     """Counts parameters, recorded units and arithmetic of one model, without allocating it."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -171,7 +171,7 @@ def model_cost(study: Study, model: VaeModel) -> ModelCost:
     )
 
 
-def _loss_gflops(model: VaeModel, image_size_px: int) -> float:
+def _loss_gflops(model: Model, image_size_px: int) -> float:
     """LPIPS looks at the image and at its reconstruction, and goes back to the latter; other losses cost nothing."""
     trunks = [_LPIPS_FLOPS_PER_PIXEL[term.net] for term in model.reconstruction if isinstance(term, LpipsLoss)]
     return 3 * sum(trunks) * image_size_px**2 / _GIGA

@@ -19,6 +19,9 @@ from analysis.figures.plate import COLOURS, INK, TWO_COLUMNS_IN, colour_of, shor
 _TERM_NAMES = {
     "loss": "Loss",
     "kl": "KL divergence",
+    "codebook": "Distance of entries to codes",
+    "commitment": "Distance of codes to entries",
+    "perplexity": "Perplexity of the codebook",
     "reconstruction/l1": "L1 error",
     "reconstruction/l2": "L2 error",
     "reconstruction/ssim": "1 − SSIM",
@@ -79,6 +82,8 @@ def _term_name(term: str) -> str:
     if name.startswith("lpips_"):
         net, _, random = name.removeprefix("lpips_").partition("_")
         return f"LPIPS ({net}{', random weights' if random else ''})"
+    if name.startswith("attribute/"):
+        return f"Disorder along {shorten(name.removeprefix('attribute/'))}"
     return _TERM_NAMES.get(term, shorten(name))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from analysis.kinds import taught_the_score
 from analysis.report.evidence import Evidence
 from analysis.report.page import Caveat, counted, listed
 from analysis.report.summary import untrained_models
@@ -79,17 +80,34 @@ def _defeated(evidence: Evidence) -> Iterator[Caveat]:
 
 
 def _training_set(evidence: Evidence) -> Iterator[Caveat]:
-    data = evidence.study.data
-    if data.training == data.rated:
+    data, taught = evidence.study.data, taught_the_score(evidence.study)
+    same = data.training == data.rated
+    if same and set(taught) < set(evidence.study.model_names):
         yield Caveat(
-            "The models were trained on the rated images themselves (not on their ratings). What they learned "
-            "is fitted to these very images, so the results may not hold for faces they have not seen.",
+            f"The models were trained on the rated images themselves (not on their ratings"
+            f"{f', but for {listed(taught)}' if taught else ''}). What they learned is fitted to these very images, so "
+            "the results may not hold for faces they have not seen.",
             severe=True,
         )
+    if taught:
+        yield Caveat(_taught(listed(taught), data.score, same=same), severe=same)
     if isinstance(data.datasets[data.rated], SyntheticDataset):
         effect = data.datasets[data.rated].effect  # type: ignore[union-attr]
         planted = f"a planted effect of R² = {effect.r2:g}" if effect else "no planted effect"
         yield Caveat(f"The rated faces are synthetic, with {planted}: this is a test of the method, not of people.")
+
+
+def _taught(models: str, score: str, *, same: bool) -> str:
+    if same:
+        return (
+            f"{models} has seen the ratings: in training, a latent unit was made to follow “{score}” of the rated "
+            "images themselves. That its activations then predict these ratings is circular, and no evidence of "
+            "anything."
+        )
+    return (
+        f"In the training of {models} a latent unit was made to follow “{score}” of the training images: what it knows "
+        "of beauty was taught, not found."
+    )
 
 
 def _runs(evidence: Evidence) -> Iterator[Caveat]:

@@ -140,7 +140,8 @@ def _curve_rows(layout: Layout, run: Run) -> Iterator[tuple[object, ...]]:
 
 
 def _is_term(name: str) -> bool:
-    return name in ("loss", "kl") or name.startswith(("reconstruction/", "regularizer/", "sparsity/"))
+    named = ("loss", "kl", "codebook", "commitment", "perplexity")
+    return name in named or name.startswith(("reconstruction/", "regularizer/", "sparsity/", "attribute/"))
 
 
 def _outcomes(evidence: Evidence) -> Iterator[tuple[str, str, Outcome]]:

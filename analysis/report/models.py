@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from analysis import figures
+from analysis.kinds import has_prior, is_tilted
 from analysis.report.evidence import Evidence, Which, sample_strips
 from analysis.report.page import Item, Section, Table, Text, cell, drawn
 from analysis.report.summary import untrained_models
+from fluence.study import ArVaeModel, Model, VqVaeModel
 
 _CAPTIONS: dict[Which, str] = {
-    "rated": "Rated images above what the network makes of them (z = μ). First by the model of all groups, then by the "
+    "rated": "Rated images above what the network makes of them{how}. First by the model of all groups, then by the "
     "models of single groups, each on faces of its own group.",
     "training": "The same for images of the training set; held-out ones where there are any.",
 }
@@ -35,17 +37,36 @@ def _curves(evidence: Evidence, model: str) -> Iterator[Item]:
             evidence.layout,
             f"loss-{model}",
             f"Training of {model}.",
-            "The loss and its terms (without their weights) by epoch, a line per seed; dotted: training images, with "
-            "z drawn at random and averaged while the weights change; solid: held-out images at the end of the epoch. "
-            "Where solid lines rise while dotted ones fall, the model learns its images by heart.",
+            _of_curves(evidence.study.models[model]),
             figures.loss_curves,
             curves,
             evidence.study.group_names,
         )
 
 
+def _of_curves(model: Model) -> str:
+    """What the curves of a kind of model show."""
+    chance = " with z drawn at random," if has_prior(model) else ","
+    words = [
+        f"The loss and its terms (without their weights) by epoch, a line per seed; dotted: training images{chance} "
+        "averaged while the weights change; solid: held-out images at the end of the epoch. Where solid lines rise "
+        "while dotted ones fall, the model learns its images by heart."
+    ]
+    if is_tilted(model):
+        words.append("The KL divergence is its quadratic approximation, less its least value.")
+    if isinstance(model, VqVaeModel):
+        words.append("Perplexity, no part of the loss, tells how many entries of the codebook are in use.")
+    if isinstance(model, ArVaeModel):
+        words.append(
+            "Disorder is 0 where a latent unit rises with its attribute, and about 1 where it knows nothing of it."
+        )
+    return " ".join(words)
+
+
 def _reconstructions(evidence: Evidence, model: str) -> Iterator[Item]:
-    for which, caption in _CAPTIONS.items():
+    how = " (z = μ)" if has_prior(evidence.study.models[model]) else ""
+    for which, words in _CAPTIONS.items():
+        caption = words.format(how=how)
         strips = sample_strips(evidence, model, which)
         if strips:
             title = f"Reconstructions of {which} images by {model}."

@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 
+from analysis.kinds import circular
 from analysis.report.evidence import Evidence
 from analysis.report.page import counted, interval, listed, number, p_equals
 from analysis.report.summary import (
@@ -31,6 +32,7 @@ def verdict(evidence: Evidence, summary: Summary) -> tuple[str, ...]:
     control = _control(summary, untrained)
     sentences = [
         _headline(evidence, found, primary, control) + _carried_by(summary, found),
+        _circular(evidence, primary),
         _size(evidence, found, primary),
         _families(summary, primary.iloc[0]),
         _yardsticks(primary.iloc[0]),
@@ -61,6 +63,13 @@ def _headline(evidence: Evidence, found: pd.DataFrame, primary: pd.DataFrame, co
     if control is not None and control["delta"] >= found.iloc[0]["delta"]:
         not_so += ", but so do those of an untrained network: what was learned does not explain it"
     return f"Yes: the metrics of {listed(found['model'].tolist())} predict “{score}” beyond the confounds{not_so}"
+
+
+def _circular(evidence: Evidence, primary: pd.DataFrame) -> str:
+    seen = [model for model in circular(evidence.study) if model in set(primary["model"])]
+    if not seen:
+        return ""
+    return f"What is said here of {listed(seen)} is circular: these very ratings were part of the training."
 
 
 def _family_rows(summary: Summary, model: str) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fluence.losses.latent import kl_to_standard_normal
+    from fluence.losses.latent import kl_to_standard_normal, kl_to_tilted
     from fluence.losses.objective import Objective, effective_beta
     from fluence.losses.perceptual import Lpips
     from fluence.losses.reconstruction import l1, l2, per_image_errors, ssim, ssim_loss
@@ -24,12 +24,14 @@ _HOME = {
     "ssim": "reconstruction",
     "ssim_loss": "reconstruction",
     "kl_to_standard_normal": "latent",
+    "kl_to_tilted": "latent",
 }
 __all__ = [
     "Lpips",
     "Objective",
     "effective_beta",
     "kl_to_standard_normal",
+    "kl_to_tilted",
     "l1",
     "l2",
     "per_image_errors",

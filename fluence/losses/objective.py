@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from fluence.data.attributes import attribute_columns
 from fluence.errors import StudyError
 from fluence.losses.latent import latent_terms
 from fluence.losses.reconstruction import SUMS, reconstruction_terms
 from fluence.losses.sparsity import sparsity_terms
 from fluence.losses.terms import ModelOutput, Pass, Term
-from fluence.study import Model, VaeModel
+from fluence.study import ArVaeModel, Model, VaeModel
 
 NUM_CHANNELS = 3
 
@@ -46,7 +47,7 @@ class Objective(nn.Module):
         self._terms = {term.name: term for term in _no_two_alike(_terms_of(model, trained or {}))}
         self.networks = nn.ModuleList(term.network for term in self._terms.values() if term.network is not None)
         self.layers = tuple({layer for term in self._terms.values() for layer in term.layers})
-        self.columns: tuple[str, ...] = ()
+        self.columns = attribute_columns(model)
 
     def forward(
         self,
@@ -101,7 +102,7 @@ def _no_two_alike(terms: Iterator[Term]) -> Iterator[Term]:
         yield term
 
 
-def effective_beta(model: VaeModel, image_size_px: int) -> float:
+def effective_beta(model: VaeModel | ArVaeModel, image_size_px: int) -> float:
     """β on the scale on which reconstruction losses are sums over pixel values and have weight 1.
 
     A loss `w · m + β · KL` whose m is a mean over the N = 3 · image_size_px² pixel values equals w/N times

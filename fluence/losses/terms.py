@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class ModelOutput(Protocol):
-    """What the objective needs of a model's output: [B, 3, H, W], [B, ...], [B, ...] or None, and [B] by name."""
+    """What the objective needs of a model's output; the shapes are those of `Pass`."""
 
     @property
     def reconstruction(self) -> Tensor: ...
@@ -19,6 +19,8 @@ class ModelOutput(Protocol):
     def mu(self) -> Tensor: ...
     @property
     def logvar(self) -> Tensor | None: ...
+    @property
+    def z(self) -> Tensor: ...
     @property
     def extras(self) -> Mapping[str, Tensor]: ...
 
@@ -32,7 +34,8 @@ class Pass:
         reconstruction: the same shape.
         mu: the code without chance, [B, ...].
         logvar: ln σ² of the latents, [B, ...]; None where the model has none.
-        extras: terms that the model computes itself, [B] by name.
+        z: what the decoder saw, [B, ...].
+        extras: what the terms of the kind of model are made of, by name, [B, ...] each.
         values: recorded layers after their non-linearity, and gates, by name, [B, ...].
         attributes: values of the columns that latents follow, [B, num_attributes], NaN where unknown; None where the
             model has none.
@@ -43,6 +46,7 @@ class Pass:
     reconstruction: Tensor
     mu: Tensor
     logvar: Tensor | None
+    z: Tensor
     extras: Mapping[str, Tensor]
     values: Mapping[str, Tensor]
     attributes: Tensor | None
@@ -56,6 +60,7 @@ class Pass:
             reconstruction=exact(output.reconstruction),
             mu=exact(output.mu),
             logvar=None if output.logvar is None else exact(output.logvar),
+            z=exact(output.z),
             extras={name: exact(value) for name, value in output.extras.items()},
             values={name: exact(value) for name, value in values.items()},
             attributes=attributes,

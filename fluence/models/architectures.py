@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fluence.errors import StudyError
-from fluence.study import CbamAttention, KlSparsity, L0Sparsity, Layers, Model, Sparsity
+from fluence.study import (
+    ArVaeModel,
+    CbamAttention,
+    ConvLatent,
+    KlSparsity,
+    L0Sparsity,
+    Layers,
+    Model,
+    Sparsity,
+)
 
 LATENT_LAYER = "mu"
 """Name under which the means of the latent distribution are recorded."""
@@ -103,6 +112,28 @@ def check_image_size(architecture: str, image_size_px: int, norm: str = "none") 
             f"position, of which instance normalisation leaves nothing; use norm `none` or `batch`, or "
             f"data.image_size_px of at least {2 * step}"
         )
+
+
+def code_size(model: Model, image_size_px: int) -> int:
+    """How many numbers the code of one image has; the image size is one that the encoder divides."""
+    if not isinstance(model.latent, ConvLatent):
+        return model.latent.size
+    return model.latent.channels * (image_size_px // ARCHITECTURES[model.architecture].reduction) ** 2
+
+
+def check_units(model: Model, image_size_px: int) -> None:
+    """Refuse latent units that are to follow an attribute and that the code has not.
+
+    Raises:
+        StudyError: naming the units that there are.
+    """
+    size = code_size(model, image_size_px)
+    for attribute in model.attributes if isinstance(model, ArVaeModel) else ():
+        if attribute.unit >= size:
+            raise StudyError(
+                f"models.*.attributes: unit {attribute.unit} is to follow {attribute.column!r}, but with images of "
+                f"{image_size_px} px the code has {size} units; allowed: 0 to {size - 1}"
+            )
 
 
 def choose_layers(architecture: str, layers: Layers) -> tuple[str, ...]:

@@ -15,16 +15,17 @@ from fluence.models.architectures import (
     PLACES,
     attended_layers,
     check_image_size,
+    check_units,
     gate_names,
     scaled,
 )
 from fluence.models.attention import gates_of
 from fluence.models.decoders import build_decoder
 from fluence.models.encoders import build_encoder
-from fluence.models.latents import NormalHead
+from fluence.models.latents import NormalHead, PlainHead, QuantisingHead, UnitVarianceHead
 from fluence.models.layers import at_least_float32
 from fluence.store.activations import LayerInfo
-from fluence.study import Model
+from fluence.study import Model, TiltedPrior, VaeModel
 
 
 class Output(NamedTuple):
@@ -32,10 +33,11 @@ class Output(NamedTuple):
 
     Attributes:
         reconstruction: [B, 3, H, W], in [0, 1].
-        mu: the code without chance, [B, *latent_shape]; of a VAE the means of the latent distribution.
-        logvar: logarithms of its variances, [B, *latent_shape]; None where the model has none.
+        mu: the code without chance, [B, *latent_shape]; of a VAE the means of the latent distribution, of a VQ-VAE
+            the code before it is quantised.
+        logvar: logarithms of its variances, [B, *latent_shape]; None where the model has none, or σ is fixed.
         z: what the decoder saw, [B, *latent_shape].
-        extras: further loss terms that belong to the kind of model, by name, [B] each.
+        extras: what the loss terms of the kind of model are made of, by name, [B, ...] each.
     """
 
     reconstruction: Tensor
@@ -45,10 +47,18 @@ class Output(NamedTuple):
     extras: dict[str, Tensor]
 
 
-HEADS: dict[str, Callable[[Model, tuple[int, int, int]], nn.Module]] = {
-    "vae": lambda model, map_shape: NormalHead(model.latent, map_shape),
+def _vae_head(model: VaeModel, map_shape: tuple[int, int, int]) -> nn.Module:
+    head = UnitVarianceHead if isinstance(model.prior, TiltedPrior) else NormalHead
+    return head(model.latent, map_shape)
+
+
+HEADS: dict[str, Callable[..., nn.Module]] = {
+    "vae": _vae_head,
+    "ar-vae": lambda model, map_shape: NormalHead(model.latent, map_shape),
+    "ae": lambda model, map_shape: PlainHead(model.latent, map_shape),
+    "vq-vae": QuantisingHead,
 }
-"""What makes the code of each kind of model from the encoder's last map [C, h, w]."""
+"""What makes the code of each kind of model from its settings and the shape of the encoder's last map, (C, h, w)."""
 
 
 class Autoencoder(nn.Module):
@@ -69,6 +79,7 @@ class Autoencoder(nn.Module):
         """
         super().__init__()
         check_image_size(model.architecture, image_size_px, model.norms.encoder)
+        check_units(model, image_size_px)
         plan = ARCHITECTURES[model.architecture]
         side = image_size_px // plan.reduction
         map_shape = (scaled(plan.encoder[-1].channels, model.width), side, side)

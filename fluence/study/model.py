@@ -133,7 +133,8 @@ class TiltedPrior(Section):
     kind: Literal["tilted"]
     """Exponentially tilted Gaussian."""
     tau: NotNegative = 15.0
-    """τ: about the radius of the shell less the dimension's share; 0 is the standard normal."""
+    """τ: the means are drawn to a shell of radius about √(τ² − D) for D latent numbers, and to the origin where τ is
+    below √D; 0 is the standard normal. `fluence check` says the radius."""
 
 
 Prior = Annotated[StandardPrior | TiltedPrior, Field(discriminator="kind")]
@@ -207,10 +208,13 @@ class ArVaeModel(AutoencoderSettings):
     """Which latent unit follows which attribute."""
 
     @model_validator(mode="after")
-    def _units_differ(self) -> ArVaeModel:
+    def _one_to_one(self) -> ArVaeModel:
         units = [attribute.unit for attribute in self.attributes]
+        columns = [attribute.column for attribute in self.attributes]
         if len(set(units)) < len(units):
             raise ValueError(f"attributes: a latent unit can follow one attribute; found units {units}")
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"attributes: one latent unit can follow an attribute; found columns {columns}")
         return self
 
 
@@ -222,7 +226,10 @@ class AeModel(AutoencoderSettings):
 
 
 class VqVaeModel(AutoencoderSettings):
-    """An autoencoder whose code is made of entries of a learned codebook (van den Oord et al. 2017)."""
+    """An autoencoder whose code is made of entries of a learned codebook (van den Oord et al. 2017).
+
+    Its recorded layer `mu` is the code before it is quantised.
+    """
 
     kind: Literal["vq-vae"]
     """Vector-quantised autoencoder."""

@@ -31,8 +31,8 @@ class Record(Section):
     """What is kept of each rated image's way through a network."""
 
     layers: Literal["encoder"] | Annotated[tuple[str, ...], Field(min_length=1)] = "encoder"
-    """`encoder` records every convolution of the encoder, its gates, and the code `mu` (of a VAE, the means of the
-    latents); or a list of their names."""
+    """`encoder` records every convolution of the encoder, its gates, and the code `mu` (of a VAE the means of the
+    latents, of a VQ-VAE the code before it is quantised); or a list of their names."""
     tap: Literal["post", "pre"] = "post"
     """Record a layer after (`post`) or before (`pre`) its non-linearity."""
     lpips: LpipsProbe | None = None

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from fluence.data.attributes import attribute_values
 from fluence.data.images import ResidentImages, rows_of_group, split_rows
 from fluence.errors import RunError, Skipped, StudyError
 from fluence.layout import Layout, Run
@@ -87,7 +90,8 @@ def load_images(spec: TrainSpec, ranks: Ranks) -> TrainingData:
 
     Raises:
         Skipped: the group is too small.
-        StudyError: early stopping is asked for, but there is nothing to validate on.
+        StudyError: early stopping is asked for, but there is nothing to validate on; or a latent unit is to follow a
+            column that cannot be followed.
         RunError: there are more processes than images in a batch.
         ArtifactError: the packed images are missing or damaged.
     """
@@ -100,11 +104,12 @@ def load_images(spec: TrainSpec, ranks: Ranks) -> TrainingData:
         )
     split = split_rows(packed.table, rows, spec.training.validation_fraction)
     _check(spec, ranks, len(split.training), len(split.validation))
-    return TrainingData(
-        training=ResidentImages(packed.read(split.training), ranks.device),
-        validation=ResidentImages(packed.read(split.validation), ranks.device),
-        image_size_px=packed.image_size_px,
-    )
+    attributes = attribute_values(spec.model, packed.table, split.training, spec.run.model)
+
+    def resident(chosen: np.ndarray) -> ResidentImages:
+        return ResidentImages(packed.read(chosen), ranks.device, None if attributes is None else attributes[chosen])
+
+    return TrainingData(resident(split.training), resident(split.validation), packed.image_size_px)
 
 
 def _check(spec: TrainSpec, ranks: Ranks, num_training: int, num_validation: int) -> None:

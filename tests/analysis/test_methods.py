@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.methods import Facts, Methods, effective_beta, write_methods
+from analysis.kinds import effective_beta
+from analysis.methods import Facts, Methods, write_methods
 from fluence.study import Study, VaeModel
 
 
@@ -97,6 +98,15 @@ def test_nothing_that_was_not_used_is_in_the_text() -> None:
         ),
         ({"attention": "45-5.0"}, "layer 4 and layer 5 are multiplied by gates", "Woo S"),
         ({"attention": "45-5.0"}, "a softmax at temperature 5, times the number of channels", "Hill MO"),
+        ({"prior": {"kind": "tilted", "tau": 9}}, "½ (‖μ‖ − 8.106)²", "Floto"),
+        (
+            {"kind": "ar-vae", "attributes": [{"column": "age", "unit": 3, "weight": 7}]},
+            "plus 7 times the mean over all pairs of images of a batch of |tanh(1 (zᵢ − zⱼ)) − sign(aᵢ − aⱼ)|, z being "
+            "latent unit 3 and a the column “age”",
+            "Pati",
+        ),
+        ({"kind": "ae"}, "whose code has neither noise nor a prior", "Hurley"),
+        ({"kind": "vq-vae", "codebook_size": 7}, "with a codebook of 7 entries", "Vinyals"),
         ({"training": {"epochs": 0}}, "left untrained, as a negative control", "Kingma"),
         ({"training": {"learning_rate": 0.5}}, "settings of its own: learning rate 0.5", "Kingma"),
     ],
@@ -105,6 +115,30 @@ def test_models_are_described(model: dict[str, object], expected: str, reference
     methods = write_methods(study(models={"m": {"kind": "vae", **model}}), Facts())
     assert expected in text_of(methods)
     assert any(reference in line for line in methods.references)
+
+
+@pytest.mark.parametrize("kind", ["ae", "vq-vae"])
+def test_models_without_a_prior_are_said_to_have_none(kind: str) -> None:
+    """Only where there is a β is there an effective one, a mean that is taken, or a KL term that is faded in."""
+    loss = [{"loss": "ssim", "weight": 1000}]
+    changes = {"models": {"m": {"kind": kind, "reconstruction": loss}}, "training": {"kl_warmup_epochs": 3}}
+    methods = write_methods(study(**changes), Facts())
+    for word in ("KL", "β", "variational", "latent means", "at their mean", "N(0, I)"):
+        assert word not in text_of(methods)
+        assert not any(author in line for line in methods.references for author in ("Higgins", "Kingma DP, Welling"))
+    changes["models"] |= {"v": {"kind": "vae"}}
+    text = text_of(write_methods(study(**changes), Facts()))
+    assert "with random latents at their mean" in text
+    assert f"{'the code before its quantisation' if kind == 'vq-vae' else 'the code'} and the latent means" in text
+    assert "The KL term was faded in over 3 epochs" in text
+
+
+def test_a_model_that_was_taught_the_ratings_is_named() -> None:
+    models = {"m": {"kind": "vae"}, "r": {"kind": "ar-vae", "attributes": [{"column": "beauty", "unit": 0}]}}
+    data = study().data.model_copy(update={"training": "jury"}).model_dump()
+    text = text_of(write_methods(study(data=data, models=models), Facts()))
+    assert "trained on the rated images themselves; “r” also on their ratings." in text
+    assert "not on their ratings" not in text
 
 
 def test_models_trained_on_the_rated_images_are_named_so() -> None:

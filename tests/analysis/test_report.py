@@ -206,6 +206,33 @@ def test_settings_that_qualify_the_results_are_said(changes: dict[str, object], 
     assert expected in caveat_text(gather(study, Layout(tmp_path), []))
 
 
+@pytest.mark.parametrize(("training", "severe"), [("jury", True), ("web", False)])
+def test_a_model_that_was_taught_the_ratings_is_circular(training: str, severe: bool, tmp_path: Path) -> None:
+    changes = settings()
+    taught = {"kind": "ar-vae", "attributes": [{"column": "beauty", "unit": 0}]}
+    changes |= {
+        "models": {"small": {"kind": "vae"}, "taught": taught},
+        "data": changes["data"] | {"training": training},
+    }
+    found = caveats(gather(Study.model_validate(changes), Layout(tmp_path), []))
+    (caveat,) = (caveat for caveat in found if "latent unit was made to follow “beauty”" in caveat.text)
+    assert caveat.severe is severe
+    assert ("taught has seen the ratings" in caveat.text) is severe
+    assert ("circular" in caveat.text) is severe
+    text = "\n".join(caveat.text for caveat in found)
+    assert ("(not on their ratings, but for taught)" in text) is severe
+
+
+def test_the_verdict_says_that_it_is_circular(evidence: Evidence) -> None:
+    taught = {"kind": "ar-vae", "attributes": [{"column": "beauty", "unit": 0}]}
+    changes = settings()
+    changes |= {"models": changes["models"] | {"small": taught}}  # type: ignore[operator]
+    seen = {"data": changes["data"] | {"training": "jury"}}  # type: ignore[operator]
+    for more, expected in ((seen, True), ({}, False)):
+        evidence.study = Study.model_validate(changes | more)
+        assert ("of small is circular" in " ".join(verdict(evidence, summarise(evidence)))) is expected
+
+
 def test_lpips_with_random_weights_is_named_so_wherever_it_appears(tmp_path: Path) -> None:
     random, real = (
         gather(Study.model_validate(settings(record={"lpips": {"weights": weights}})), Layout(tmp_path), [])

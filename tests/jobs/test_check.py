@@ -346,3 +346,37 @@ def test_an_output_folder_that_is_a_file(place: Place) -> None:
 )
 def test_durations_in_words(hours: float, words: str) -> None:
     assert check_module._duration(hours) == words
+
+
+# ── Kinds of model ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("attribute", "expected"),
+    [
+        ({"column": "beuaty", "unit": 0}, "'beuaty' of the training images does not exist; did you mean 'beauty'?"),
+        ({"column": "sex", "unit": 0}, "'sex' of the training images does not hold numbers; "),
+        ({"column": "beauty", "unit": 16}, "unit 16 is to follow 'beauty', but with images of 32 px the code has 16"),
+    ],
+)
+def test_attributes_that_cannot_be_followed(place: Place, attribute: dict[str, Any], expected: str) -> None:
+    finding = the_bad(place.check(models={"m": {"kind": "ar-vae", "width": 0.25, "attributes": [attribute]}}))
+    assert (finding.level, finding.key) == ("error", "models.m.attributes")
+    assert expected in finding.message
+
+
+def test_what_packing_measures_can_be_followed(place: Place) -> None:
+    attributes = [{"column": "beauty", "unit": 0}, {"column": "edge_density", "unit": 15}]
+    assert bad(place.check(models={"m": {"kind": "ar-vae", "width": 0.25, "attributes": attributes}})) == []
+
+
+def test_a_tilt_that_makes_no_shell_is_a_warning(place: Place) -> None:
+    def model(tau: float) -> dict[str, Any]:
+        return {"m": {"kind": "vae", "width": 0.25, "prior": {"kind": "tilted", "tau": tau}}}
+
+    finding = the_bad(place.check(models=model(3.9)))
+    assert (finding.level, finding.key) == ("warning", "models.m.prior.tau")
+    assert "16 latent units, τ = 3.9 draws the means to the origin" in finding.message
+    report = place.check(models=model(15))
+    assert bad(report) == []
+    assert "shell of radius 14.5" in found(report, "models.m.prior.tau").message

@@ -29,9 +29,10 @@ def study(**changes: object) -> Study:
 IMAGES = {"all": 100, "x-female": 40, "x-male": 3}
 
 
-def test_parameters_and_units_are_those_of_the_network() -> None:
-    cost = model_cost(study(), study().models["m"])
-    network = build(study().models["m"], SIZE, seed=0)
+@pytest.mark.parametrize("kind", [{"kind": "vae"}, {"kind": "vae", "prior": {"kind": "tilted"}}, {"kind": "vq-vae"}])
+def test_parameters_and_units_are_those_of_the_network(kind: dict[str, object]) -> None:
+    model = study(models={"m": kind | {"width": 0.25}}).models["m"]
+    cost, network = model_cost(study(), model), build(model, SIZE, seed=0)
     assert cost.num_parameters == sum(parameter.numel() for parameter in network.parameters())
     assert cost.num_units == sum(int(np.prod(layer.shape)) for layer in network.recordable)
 

@@ -27,6 +27,7 @@ class Output(NamedTuple):
     mu: torch.Tensor
     logvar: torch.Tensor
     extras: dict[str, torch.Tensor]
+    z: torch.Tensor = torch.zeros(4, 5)
 
 
 def vae(*terms: dict, kl_weight: float = 1.0) -> VaeModel:

@@ -7,7 +7,6 @@ import itertools
 from pydantic import TypeAdapter
 
 from fluence.models.architectures import ARCHITECTURES
-from fluence.models.autoencoders import HEADS
 from fluence.study import Model
 
 LATENTS = {"conv": {"kind": "conv", "channels": 3}, "dense": {"kind": "dense", "size": 7}}
@@ -21,10 +20,8 @@ def model(**settings: object) -> Model:
 
 
 EVERY_MODEL: dict[str, Model] = {
-    "-".join((kind, architecture, latent, norm)): model(
-        kind=kind, architecture=architecture, latent=LATENTS[latent], norm=norm
-    )
-    for kind, architecture, latent, norm in itertools.product(HEADS, ARCHITECTURES, LATENTS, NORMS)
+    "-".join(("vae", architecture, latent, norm)): model(architecture=architecture, latent=LATENTS[latent], norm=norm)
+    for architecture, latent, norm in itertools.product(ARCHITECTURES, LATENTS, NORMS)
 } | {
     "sparse": model(
         norm="batch",
@@ -40,6 +37,13 @@ EVERY_MODEL: dict[str, Model] = {
         sparsity=[{"penalty": "l0", "layers": ["conv2", "conv5"]}],
     ),
     "softmax": model(attention={"kind": "softmax", "layers": "everywhere", "temperature": 0.5, "reduction": 1}),
+    "tilted": model(prior={"kind": "tilted", "tau": 5}),
+    "tilted-dense": model(prior={"kind": "tilted", "tau": 0.5}, latent=LATENTS["dense"]),
+    "ar-vae": model(kind="ar-vae", attributes=[{"column": "age", "unit": 2}, {"column": "light", "unit": 0}]),
+    "ar-vae-dense": model(kind="ar-vae", attributes=[{"column": "age", "unit": 6}], latent=LATENTS["dense"]),
+    "ae": model(kind="ae", norm="batch"),
+    "ae-dense-l0": model(kind="ae", latent=LATENTS["dense"], sparsity=[{"penalty": "l0", "layers": ["conv2"]}]),
+    "vq-vae": model(kind="vq-vae", codebook_size=5, latent=LATENTS["conv"]),
 }
 
 

@@ -10,7 +10,7 @@ from fluence.losses import Objective
 from fluence.models import Autoencoder, build, record
 from fluence.models.architectures import ARCHITECTURES, LATENT_LAYER, recordable_names
 from fluence.models.latents import LOGVAR_LIMIT
-from fluence.study import Model, VaeModel
+from fluence.study import ArVaeModel, Model, TiltedPrior, VaeModel, VqVaeModel
 from tests.fluence.models.every_model import EVERY_MODEL, smallest_size_px
 
 
@@ -25,6 +25,12 @@ def _one_thread():
 @pytest.fixture(params=EVERY_MODEL)
 def settings(request) -> Model:
     return EVERY_MODEL[request.param]
+
+
+def has_logvar(settings: Model) -> bool:
+    return isinstance(settings, ArVaeModel) or (
+        isinstance(settings, VaeModel) and not isinstance(settings.prior, TiltedPrior)
+    )
 
 
 def some_images(size_px: int, count: int = 4, seed: int = 0) -> torch.Tensor:
@@ -56,7 +62,9 @@ def test_shapes_and_range(settings):
     model, images = built(settings)
     output = model(images, some_noise(model))
     assert output.reconstruction.shape == images.shape
-    assert output.mu.shape == output.logvar.shape == output.z.shape == (4, *model.latent_shape)
+    assert output.mu.shape == output.z.shape == (4, *model.latent_shape)
+    assert (output.logvar.shape == output.mu.shape) if has_logvar(settings) else output.logvar is None
+    assert model.noise_shape == (model.latent_shape if isinstance(settings, VaeModel | ArVaeModel) else (0,))
     assert output.reconstruction.min() >= 0
     assert output.reconstruction.max() <= 1
 
@@ -107,12 +115,16 @@ def test_state_dict_round_trip(settings, tmp_path):
 
 
 def test_eval_is_deterministic_and_the_latent_is_its_mean(settings):
-    """Mistakes: a latent that is sampled in eval mode; error from one random z."""
+    """Mistakes: a latent that is sampled in eval mode; error from one random z.
+
+    A VQ-VAE decodes entries of its codebook, so there z is not its `mu` (see test_latents.py).
+    """
     model, images = built(settings)
     model.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     first, second = model(images, some_noise(model)), model(images, None)
-    assert torch.equal(first.z, first.mu)
+    assert torch.equal(first.mu, second.mu)
+    assert torch.equal(first.z, second.z if isinstance(settings, VqVaeModel) else first.mu)
     assert torch.equal(first.reconstruction, second.reconstruction)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -139,9 +151,13 @@ def test_training_draws_the_latent_from_the_noise_it_is_given(settings):
     model, images = built(settings)
     noise = some_noise(model)
     output = model(images, noise)
-    of_latents = noise.flatten(1)[:, : output.mu[0].numel()].reshape(output.mu.shape)  # the first, if there are others
-    torch.testing.assert_close(output.z, output.mu + torch.sqrt(output.logvar.exp()) * of_latents)
-    assert torch.equal(model(images, None).z, model(images, None).mu)
+    of_latents = noise.flatten(1)[:, : output.mu[0].numel()]  # the first, if there are others
+    if isinstance(settings, VaeModel | ArVaeModel):
+        sd = torch.sqrt(output.logvar.exp()) if has_logvar(settings) else 1.0
+        torch.testing.assert_close(output.z, output.mu + sd * of_latents.reshape(output.mu.shape))
+        assert torch.equal(model(images, None).z, model(images, None).mu)
+    else:
+        assert torch.equal(output.z, model.eval()(images, None).z)
 
 
 def test_no_nan_in_fifty_steps(settings):
@@ -172,15 +188,18 @@ def test_same_seed_same_bits_and_global_random_numbers_stay(settings):
 
 
 def test_latent_means_and_variances_do_not_pass_a_relu(settings):
-    """Mistake: μ, σ or z passed through ReLU."""
+    """Mistake: μ, σ or z passed through ReLU. (z of a VQ-VAE is made of entries, which have both signs.)"""
     model, images = built(settings)
-    torch.nn.init.normal_(next(model.head.logvar.parameters()), std=1.0)
+    if has_logvar(settings):
+        torch.nn.init.normal_(next(model.head.logvar.parameters()), std=1.0)
     output = model(images, some_noise(model))
-    for value in (output.mu, output.logvar, output.z):
+    latents = [output.mu] if isinstance(settings, VqVaeModel) else [output.mu, output.z]
+    for value in (*latents, *([output.logvar] if has_logvar(settings) else [])):
         assert (value < 0).any()
         assert (value > 0).any()
 
 
+@pytest.mark.parametrize("settings", [s for s in EVERY_MODEL.values() if has_logvar(s)], ids=lambda s: s.kind)
 def test_logvar_is_limited_and_keeps_a_gradient(settings):
     model, images = built(settings)
     bias = next(p for n, p in model.head.logvar.named_parameters() if n.endswith("bias"))

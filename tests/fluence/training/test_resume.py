@@ -12,16 +12,16 @@ import torch
 
 from fluence.store.weights import read_weights
 from fluence.training.checkpoint import Checkpoints
-from tests.fluence.training.tiny_training import Death, end, spec_in, start
+from tests.fluence.training.tiny_training import KINDS, Death, end, spec_in, start
 
 pytestmark = pytest.mark.slow
 SETTINGS: dict[str, Any] = {"epochs": 4, "kl_warmup_epochs": 2, "model": {"norm": "batch"}}
 NUM_STEPS = 4 * (31 // 8)
 
 
-def results(folder: Path) -> tuple[bytes, Any, dict[str, Any]]:
+def results(folder: Path, settings: dict[str, Any]) -> tuple[bytes, Any, dict[str, Any]]:
     """metrics.jsonl, what weights.pt holds, and the last checkpoint."""
-    spec = spec_in(folder, **SETTINGS)
+    spec = spec_in(folder, **settings)
     checkpoints = Checkpoints(spec.layout.checkpoints(spec.run.id), spec.key)
     path = checkpoints.newest()
     assert path is not None
@@ -29,8 +29,8 @@ def results(folder: Path) -> tuple[bytes, Any, dict[str, Any]]:
     return log, read_weights(spec.layout.weights(spec.run.id)), checkpoints.load(path)
 
 
-def assert_same_bits(folder: Path, undisturbed: Path) -> None:
-    (log, weights, state), (log_0, weights_0, state_0) = results(folder), results(undisturbed)
+def assert_same_bits(folder: Path, undisturbed: Path, settings: dict[str, Any] = SETTINGS) -> None:
+    (log, weights, state), (log_0, weights_0, state_0) = results(folder, settings), results(undisturbed, settings)
     assert log == log_0
     assert_equal(weights, weights_0)
     for name in ("epoch", "batch", "model", "optimizer", "best"):
@@ -53,8 +53,8 @@ def assert_equal(a: Any, b: Any) -> None:
         assert a == b
 
 
-def finish(folder: Path, world_size: int) -> None:
-    processes = start(folder, SETTINGS, world_size)
+def finish(folder: Path, world_size: int, settings: dict[str, Any] = SETTINGS) -> None:
+    processes = start(folder, settings, world_size)
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * world_size
@@ -107,3 +107,14 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, undisturbed, point):
     finish(tmp_path, world_size)
     assert_same_bits(tmp_path, reference)
     assert not list(tmp_path.glob("runs/*/checkpoints/.*.tmp"))
+
+
+@pytest.mark.parametrize("kind", ["ar-vae", "vq-vae"])
+def test_other_kinds_of_model_continue_after_a_kill(tmp_path, kind):
+    settings = {"epochs": 3, "kl_warmup_epochs": 2, "model": KINDS[kind]}
+    finish(tmp_path / "undisturbed", 1, settings)
+    (process,) = start(tmp_path / "killed", settings, 1, Death("renamed", 5))
+    process.join()
+    assert process.exitcode == -9
+    finish(tmp_path / "killed", 1, settings)
+    assert_same_bits(tmp_path / "killed", tmp_path / "undisturbed", settings)

@@ -15,18 +15,29 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import TypeAdapter
 
 from fluence.layout import Layout, Run
 from fluence.store.packed import PackedWriter
-from fluence.study import Training, VaeModel
+from fluence.study import Model, Training
 from fluence.training import Ranks, TrainSpec, train
 from fluence.training.checkpoint import Checkpoints
 
 SIZE_PX = 32
+KINDS: dict[str, dict[str, Any]] = {
+    "tilted": {"prior": {"kind": "tilted", "tau": 4}},
+    "ar-vae": {"kind": "ar-vae", "attributes": [{"column": "light", "unit": 1}]},
+    "ae": {"kind": "ae"},
+    "vq-vae": {"kind": "vq-vae", "codebook_size": 8},
+}
+"""Settings of the kinds of model besides the plain VAE."""
 
 
 def write_packed(path: Path, num_images: int, seed: int = 0) -> None:
-    """Coarse images that differ most in their brightness, in two groups; the first three are `asian-female`."""
+    """Coarse images that differ most in their brightness, in two groups; the first three are `asian-female`.
+
+    `light` is the mean of an image's pixels, unknown of every fifth image; `one` is the same for all.
+    """
     rng = np.random.default_rng(seed)
     brightness = rng.uniform(30, 200, size=(num_images, 1, 1, 1))
     coarse = (brightness + rng.uniform(0, 50, size=(num_images, 4, 4, 3))).astype(np.uint8)
@@ -35,6 +46,8 @@ def write_packed(path: Path, num_images: int, seed: int = 0) -> None:
             "image_id": [f"image-{i:03d}" for i in range(num_images)],
             "ethnicity": ["Asian" if i < 3 else "Black" for i in range(num_images)],
             "sex": "Female",
+            "light": np.where(np.arange(num_images) % 5 == 4, np.nan, coarse.mean((1, 2, 3))),
+            "one": 1.0,
         }
     )
     with PackedWriter(path, SIZE_PX, {}) as writer:
@@ -53,7 +66,7 @@ def spec_in(
     settings = {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "validation_fraction": 0.2} | training
     small = {"kind": "vae", "width": 0.125, "latent": {"kind": "conv", "channels": 4}}
     return TrainSpec(
-        model=VaeModel.model_validate(small | (model or {})),
+        model=TypeAdapter(Model).validate_python(small | (model or {})),
         training=Training.model_validate(settings),
         run=Run("tiny", group, seed, f"tiny-{group}-s{seed}-0000"),
         layout=layout,
