@@ -169,7 +169,7 @@ def _models(study: Study) -> Findings:
 
 def look_for_weights(study: Study) -> Findings:
     """Whether the files that losses and probes need are on disk, where this process looks."""
-    from fluence.losses.weights import RANDOM, find_weights
+    from fluence.store.pretrained import RANDOM, find_weights
 
     wanted = {
         f"models.{name}.reconstruction": (term.net, term.weights)

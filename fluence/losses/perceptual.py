@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fluence.errors import ArtifactError
-from fluence.losses.weights import RANDOM, find_weights
+from fluence.store.pretrained import RANDOM, find_weights
 
 if TYPE_CHECKING:
     import lpips
@@ -28,7 +28,7 @@ class Lpips(nn.Module):
     """
 
     def __init__(self, net: str, weights: str) -> None:
-        """For `net` alex, vgg or squeeze; `weights` as in `fluence.losses.weights.find_weights`.
+        """For `net` alex, vgg or squeeze; `weights` as in `fluence.store.pretrained.find_weights`.
 
         Raises:
             StudyError: the weights file is missing.

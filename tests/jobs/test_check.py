@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fluence.layout import Layout
-from fluence.losses.weights import IMAGENET_FILES
+from fluence.store.pretrained import IMAGENET_FILES
 from fluence.study import Study
 from jobs import check as check_module
 from jobs.check import check

@@ -1,4 +1,4 @@
-"""Where the weights of feature networks lie on disk. Nothing is downloaded, and torch is not imported."""
+"""Where published weights lie on disk. Nothing is downloaded, and torch is not imported."""
 
 from __future__ import annotations
 

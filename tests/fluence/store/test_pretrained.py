@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from fluence.errors import ArtifactError, StudyError
-from fluence.losses import weights
-from fluence.losses.weights import find_weights
+from fluence.store import pretrained
+from fluence.store.pretrained import find_weights
 
 
 def write_named_by_its_hash(folder, content: bytes = b"weights"):
@@ -27,7 +27,7 @@ def test_random_needs_no_file():
 def test_imagenet_weights_lie_where_torchvision_keeps_them(tmp_path, monkeypatch):
     path = write_named_by_its_hash(tmp_path / "hub" / "checkpoints")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setitem(weights.IMAGENET_FILES, "alex", path.name)
+    monkeypatch.setitem(pretrained.IMAGENET_FILES, "alex", path.name)
     assert find_weights("alex", "imagenet") == path
 
 
@@ -35,21 +35,21 @@ def test_default_folder_is_that_of_torch(monkeypatch, tmp_path):
     monkeypatch.delenv("TORCH_HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert weights.hub_folder() == tmp_path / ".cache" / "torch" / "hub" / "checkpoints"
+    assert pretrained.hub_folder() == tmp_path / ".cache" / "torch" / "hub" / "checkpoints"
 
 
 def test_names_are_those_of_torchvision():
     from torchvision import models
 
     enums = {"alex": models.AlexNet_Weights, "vgg": models.VGG16_Weights, "squeeze": models.SqueezeNet1_1_Weights}
-    assert {n: e.IMAGENET1K_V1.url.rsplit("/", 1)[1] for n, e in enums.items()} == weights.IMAGENET_FILES
-    assert all(enum.IMAGENET1K_V1.url.startswith(weights._URL) for enum in enums.values())
+    assert {n: e.IMAGENET1K_V1.url.rsplit("/", 1)[1] for n, e in enums.items()} == pretrained.IMAGENET_FILES
+    assert all(enum.IMAGENET1K_V1.url.startswith(pretrained._URL) for enum in enums.values())
 
 
 @pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
 def test_missing_imagenet_weights(net, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    name, folder = weights.IMAGENET_FILES[net], tmp_path / "hub" / "checkpoints"
+    name, folder = pretrained.IMAGENET_FILES[net], tmp_path / "hub" / "checkpoints"
     with pytest.raises(StudyError) as error:
         find_weights(net, "imagenet")
     message = str(error.value)
@@ -83,5 +83,5 @@ def test_a_name_without_a_hash_is_taken_as_it_is(tmp_path):
 
 
 def test_finding_weights_does_not_import_torch():
-    code = "import sys, fluence.losses.weights, fluence.models.architectures; sys.exit('torch' in sys.modules)"
+    code = "import sys, fluence.store.pretrained, fluence.models.architectures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
