@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fluence.errors import FluenceError, StudyError
 from fluence.layout import Layout
-from fluence.study import Analysis, LpipsLoss, Study
+from fluence.study import Analysis, LpipsLoss, LpipsProbe, Study
 from jobs.estimate import ALL, Estimate, estimate
 from jobs.findings import Finding, Findings, Level, Report, counted, findings_of
 from jobs.pipeline import datasets_in_use
@@ -153,13 +153,14 @@ def _nearest(word: str, words: list[str]) -> str:
 
 
 def _models(study: Study) -> Findings:
-    from fluence.models.architectures import check_image_size, check_layers, recordable_names
+    from fluence.models.architectures import check_image_size, check_layers, check_pretrained, recordable_names
 
     for name in study.model_names:
         model, key = study.models[name], f"models.{name}"
         found = []
         try:
             check_image_size(model.architecture, study.data.image_size_px, model.norms.encoder)
+            check_pretrained(model)
             if study.record.layers != "encoder":
                 check_layers(recordable_names(model), study.record.layers, f"record.layers: {name!r}")
         except StudyError as error:
@@ -168,28 +169,35 @@ def _models(study: Study) -> Findings:
 
 
 def look_for_weights(study: Study) -> Findings:
-    """Whether the files that losses and probes need are on disk, where this process looks."""
-    from fluence.store.pretrained import RANDOM, find_weights
+    """Whether the files that models, losses and probes need are on disk, where this process looks."""
+    from fluence.models.architectures import ARCHITECTURES
+    from fluence.store.pretrained import LPIPS_TRUNKS, RANDOM, find_weights
 
-    wanted = {
-        f"models.{name}.reconstruction": (term.net, term.weights)
-        for name in study.model_names
-        for term in study.models[name].reconstruction
+    models = {f"models.{name}": study.models[name] for name in study.model_names}
+    lpips: dict[str, LpipsLoss | LpipsProbe] = {
+        f"{key}.reconstruction": term
+        for key, model in models.items()
+        for term in model.reconstruction
         if isinstance(term, LpipsLoss)
     }
     if study.record.lpips:
-        wanted["record.lpips"] = (study.record.lpips.net, study.record.lpips.weights)
-    for key, (net, weights) in wanted.items():
+        lpips["record.lpips"] = study.record.lpips
+    wanted = {k: (LPIPS_TRUNKS[term.net], term.weights, f"LPIPS ({term.net})") for k, term in lpips.items()}
+    for key, model in models.items():
+        network = ARCHITECTURES[model.architecture].imagenet
+        if model.pretrained and network:
+            wanted[f"{key}.pretrained"] = (network, model.pretrained, f"the encoder ({network})")
+    for key, (network, weights, who) in wanted.items():
         try:
-            path = find_weights(net, weights)
+            path = find_weights(network, weights, who, key="pretrained" if key.endswith("pretrained") else "weights")
         except FluenceError as error:
             yield Finding("error", key, str(error))
             continue
         if weights == RANDOM:
-            found = f"LPIPS ({net}) with random weights is no perceptual distance; every output will say so"
+            found = f"{who} with random weights is no perceptual distance; every output will say so"
             yield Finding("warning", key, found)
         else:
-            yield Finding("ok", key, f"weights of LPIPS ({net}): {path}")
+            yield Finding("ok", key, f"weights of {who}: {path}")
 
 
 # ── The machine ──────────────────────────────────────────────────────────────────────────────────────────────────
