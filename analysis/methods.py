@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
+from analysis import networks
 from fluence.study import (
-    ConvLatent,
     CsvDataset,
     Dataset,
     LpipsLoss,
@@ -23,9 +23,6 @@ _SOURCES = {
     "vae": "Kingma DP, Welling M (2014). Auto-encoding variational Bayes. ICLR.",
     "beta": "Higgins I et al. (2017). β-VAE: learning basic visual concepts with a constrained variational framework. "
     "ICLR.",
-    "vgg": "Simonyan K, Zisserman A (2015). Very deep convolutional networks for large-scale image recognition. ICLR.",
-    "pixelshuffle": "Shi W et al. (2016). Real-time single image and video super-resolution using an efficient "
-    "sub-pixel convolutional neural network. CVPR.",
     "adam": "Kingma DP, Ba J (2015). Adam: a method for stochastic optimization. ICLR.",
     "adamw": "Loshchilov I, Hutter F (2019). Decoupled weight decay regularization. ICLR.",
     "ssim": "Wang Z, Bovik AC, Sheikh HR, Simoncelli EP (2004). Image quality assessment: from error visibility to "
@@ -41,6 +38,7 @@ _SOURCES = {
     "J Bus Econ Stat 1:292–298.",
     "bh": "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate. J R Stat Soc B 57:289–300.",
     "max-r": "Westfall PH, Young SS (1993). Resampling-based multiple testing. Wiley.",
+    **networks.SOURCES,
 }
 
 
@@ -168,34 +166,14 @@ def _models(study: Study, facts: Facts) -> str:
 
 def _model(study: Study, name: str, facts: Facts) -> str:
     model = study.models[name]
-    norm = {"none": "no", "batch": "batch", "instance": "instance"}[model.norm]
-    width = "" if model.width == 1 else f" with {model.width:g} times the usual number of channels"
     beta = effective_beta(model, study.data.image_size_px)
     same = "" if abs(beta - model.kl_weight) < 1e-9 else f" (effective β on the scale of a sum over pixels: {beta:.3g})"
     return (
-        f"“{name}” is a convolutional variational autoencoder (Kingma & Welling 2014), {_architecture(model)}{width}, "
-        f"{_latent(model)}, {norm} normalisation, and a decoder that enlarges by PixelShuffle (Shi et al. 2016). Its "
+        f"“{name}” is a convolutional variational autoencoder (Kingma & Welling 2014), {networks.describe(model)}. Its "
         f"loss is {_listing([_term(t) for t in model.reconstruction])}, plus β = {model.kl_weight:g} times the KL "
         f"divergence from N(0, I), summed over the latent numbers{same}; the mean over the batch was minimised. "
         f"{_epochs(study, name, facts)}"
     )
-
-
-def _architecture(model: VaeModel) -> str:
-    match model.architecture:
-        case "small":
-            return "with an encoder of 5 convolutions and a decoder of 5"
-        case "vgg16-5":
-            return "with the 13 convolutions of VGG16 (Simonyan & Zisserman 2015) as encoder and a decoder of 5"
-        case other:
-            assert_never(other)
-
-
-def _latent(model: VaeModel) -> str:
-    latent = model.latent
-    if isinstance(latent, ConvLatent):
-        return f"a convolutional latent of {latent.channels} channels"
-    return f"a fully connected latent of {latent.size} numbers"
 
 
 def _term(term: Reconstruction) -> str:
@@ -328,8 +306,8 @@ def _references(study: Study) -> tuple[str, ...]:
     models = [study.models[name] for name in study.model_names]
     terms = [term.loss for model in models for term in model.reconstruction]
     trainings = [study.training_of(name) for name in study.model_names]
-    cited = ["vae", "pixelshuffle", "gini", "ssim", "ridge", "permutation", "delta", study.analysis.correction]
-    cited += ["vgg"] if any(model.architecture.startswith("vgg") for model in models) else []
+    cited = ["vae", "gini", "ssim", "ridge", "permutation", "delta", study.analysis.correction]
+    cited += networks.cited(models)
     cited += ["lpips"] if "lpips" in terms or study.record.lpips else []
     cited += ["beta"] if any(term in ("ssim", "lpips") for term in terms) else []
     cited += ["adamw"] if any(training.weight_decay for training in trainings) else []

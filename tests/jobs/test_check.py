@@ -246,6 +246,32 @@ def test_weights_that_are_not_on_disk(place: Place, monkeypatch: pytest.MonkeyPa
     assert report.has_errors
 
 
+def test_weights_of_an_encoder_that_are_not_on_disk(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    report = place.check(models={"m": {"kind": "vae", "architecture": "alexnet-5", "pretrained": "imagenet"}})
+    finding = the_bad(report)
+    assert (finding.level, finding.key) == ("error", "models.m.pretrained")
+    assert f"the encoder (alexnet) needs the ImageNet weights {IMAGENET_FILES['alexnet']}" in finding.message
+    assert f"curl --create-dirs -L -o {tmp_path}/hub/checkpoints/" in finding.message
+    assert found(report, "disk").level == "ok"  # what it costs is known without the file
+
+
+def test_weights_of_an_encoder_that_are_on_disk(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "mine.pth").write_bytes(b"looked into by the training")
+    mine = {"kind": "vae", "architecture": "alexnet-5", "pretrained": str(tmp_path / "mine.pth")}
+    report = place.check(models={"m": mine})
+    assert not bad(report)
+    assert found(report, "models.m.pretrained").message == f"weights of the encoder (alexnet): {tmp_path}/mine.pth"
+
+
+def test_pretrained_weights_and_another_encoder(place: Place) -> None:
+    finding = the_bad(place.check(models={"m": {"kind": "vae", "pretrained": "imagenet"}}))
+    assert (finding.level, finding.key) == ("error", "models.m.pretrained")
+    assert "found with architecture small, but the weights belong to the encoder" in finding.message
+
+
 def test_random_weights_are_a_warning(place: Place) -> None:
     finding = the_bad(place.check(record={"lpips": {"weights": "random"}}))
     assert (finding.level, finding.key) == ("warning", "record.lpips")
