@@ -67,7 +67,7 @@ class Autoencoder(nn.Module):
         self.encoder = build_encoder(model)
         self.head = HEADS[model.kind](model, map_shape)
         if model.norms.latent == "spectral":
-            spectral_norm(self.head.mean)
+            spectral_norm(self.head.get_submodule("mean"))
         self.latent_shape: tuple[int, ...] = self.head.shape
         self.noise_shape: tuple[int, ...] = self.head.noise_shape
         self.decoder = build_decoder(plan.decoder, model, self.latent_shape, map_shape)
@@ -126,6 +126,6 @@ def build(model: Model, image_size_px: int, seed: int, *, pretrained: bool = Tru
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Autoencoder(model, image_size_px)
-    if pretrained and model.pretrained:
+    if pretrained:
         load_pretrained(network.encoder, model)
     return network

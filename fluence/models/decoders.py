@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from fluence.models.architectures import NUM_COLOURS, DecoderLayer, scaled
-from fluence.models.layers import Nonlinearity, Style, convolution, he_normal, norm_layer, spectral_norm
+from fluence.models.layers import (
+    Nonlinearity,
+    Style,
+    convolution,
+    he_normal,
+    last_convolution,
+    norm_layer,
+    spectral_norm,
+)
 from fluence.models.upsampling import UPSAMPLINGS
 from fluence.study import Model
 
@@ -35,9 +43,8 @@ class ResidualBlock(nn.Module):
             norm_layer(style.norm, channels),
         )
         self.activation = nn.ReLU()
-        last = self.branch[3][-1] if isinstance(self.branch[3], nn.Sequential) else self.branch[3]
         with torch.no_grad():
-            last.weight.div_(num_blocks**0.5)
+            last_convolution(self.branch[3]).weight.div_(num_blocks**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, H, W]."""

@@ -57,15 +57,17 @@ def build_encoder(model: Model) -> nn.Sequential:
 
 
 def load_pretrained(encoder: nn.Sequential, model: Model) -> None:
-    """Gives an encoder the weights that `model.pretrained` names.
+    """Gives an encoder the weights that `model.pretrained` names; without it, it keeps its own.
 
     Raises:
         StudyError: the file is missing; says where it was looked for and how to fetch it.
         ArtifactError: it is damaged, or holds the weights of another network.
     """
     plan = ARCHITECTURES[model.architecture]
+    if model.pretrained is None or plan.imagenet is None:
+        return
     path = find_weights(plan.imagenet, model.pretrained, f"the encoder ({plan.imagenet})", key="pretrained")
-    theirs, wanted = _read(path), dict(encoder.named_parameters())
+    theirs, wanted = _read(path) if path else {}, dict(encoder.named_parameters())
     for name, key in _torchvision_keys(plan).items():
         ours, found = wanted[name], theirs.get(key)
         if not isinstance(found, Tensor) or found.shape != ours.shape:

@@ -277,6 +277,18 @@ def convolution(
     return conv
 
 
+def last_convolution(convolution: nn.Module) -> nn.Conv2d:
+    """The 1 × 1 one of a separable convolution, or a whole one itself.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    last = convolution[-1] if isinstance(convolution, nn.Sequential) else convolution
+    if not isinstance(last, nn.Conv2d):
+        raise TypeError(f"{type(last).__name__} is no convolution")
+    return last
+
+
 class LocalWinnerTakesAll(nn.Module):
     """Of every two neighbouring channels the larger value passes and the other one becomes zero, at each position.
 

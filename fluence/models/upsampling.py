@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fluence.models.layers import Nonlinearity, Style, convolution, he_normal
+from fluence.models.layers import Nonlinearity, Style, convolution, he_normal, last_convolution
 
 
 class SubpixelConv(nn.Module):
@@ -28,10 +28,10 @@ class SubpixelConv(nn.Module):
         pixels = self.FACTOR**2
         self.conv = convolution(in_channels, out_channels * pixels, style, nonlinearity=nonlinearity)
         self.shuffle = nn.PixelShuffle(self.FACTOR)
-        last = self.conv[-1] if isinstance(self.conv, nn.Sequential) else self.conv
+        weight = last_convolution(self.conv).weight
         with torch.no_grad():
-            one_of_each = last.weight[::pixels].clone()
-            last.weight.copy_(one_of_each.repeat_interleave(pixels, dim=0))
+            one_of_each = weight[::pixels].clone()
+            weight.copy_(one_of_each.repeat_interleave(pixels, dim=0))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, 2 H, 2 W]."""
