@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from analysis import constraints
+from analysis import constraints, networks
 from analysis.kinds import (
     circular,
     code_terms,
@@ -16,7 +16,6 @@ from analysis.kinds import (
     name_of_kind,
 )
 from fluence.study import (
-    ConvLatent,
     CsvDataset,
     Dataset,
     LpipsLoss,
@@ -37,9 +36,6 @@ _SOURCES = {
     "vq-vae": "van den Oord A, Vinyals O, Kavukcuoglu K (2017). Neural discrete representation learning. NeurIPS.",
     "beta": "Higgins I et al. (2017). β-VAE: learning basic visual concepts with a constrained variational framework. "
     "ICLR.",
-    "vgg": "Simonyan K, Zisserman A (2015). Very deep convolutional networks for large-scale image recognition. ICLR.",
-    "pixelshuffle": "Shi W et al. (2016). Real-time single image and video super-resolution using an efficient "
-    "sub-pixel convolutional neural network. CVPR.",
     "adam": "Kingma DP, Ba J (2015). Adam: a method for stochastic optimization. ICLR.",
     "adamw": "Loshchilov I, Hutter F (2019). Decoupled weight decay regularization. ICLR.",
     "ssim": "Wang Z, Bovik AC, Sheikh HR, Simoncelli EP (2004). Image quality assessment: from error visibility to "
@@ -55,6 +51,7 @@ _SOURCES = {
     "J Bus Econ Stat 1:292–298.",
     "bh": "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate. J R Stat Soc B 57:289–300.",
     "max-r": "Westfall PH, Young SS (1993). Resampling-based multiple testing. Wiley.",
+    **networks.SOURCES,
 }
 
 
@@ -183,32 +180,12 @@ def _seeds(study: Study) -> str:
 
 def _model(study: Study, name: str, facts: Facts) -> str:
     model = study.models[name]
-    norm = {"none": "no", "batch": "batch", "instance": "instance"}[model.norm]
-    width = "" if model.width == 1 else f" with {model.width:g} times the usual number of channels"
     return (
-        f"“{name}” is {name_of_kind(model)}, {_architecture(model)}{width}, "
-        f"{_latent(model)}, {norm} normalisation, and a decoder that enlarges by PixelShuffle (Shi et al. 2016). Its "
+        f"“{name}” is {name_of_kind(model)}, {networks.describe(model)}. Its "
         f"loss is {_listing([_term(t) for t in model.reconstruction])}{code_terms(model, study.data.image_size_px)}; "
         f"the mean over the batch was minimised. "
         f"{' '.join([*constraints.constraint_sentences(model), _epochs(study, name, facts)])}"
     )
-
-
-def _architecture(model: Model) -> str:
-    match model.architecture:
-        case "small":
-            return "with an encoder of 5 convolutions and a decoder of 5"
-        case "vgg16-5":
-            return "with the 13 convolutions of VGG16 (Simonyan & Zisserman 2015) as encoder and a decoder of 5"
-        case other:
-            assert_never(other)
-
-
-def _latent(model: Model) -> str:
-    latent = model.latent
-    if isinstance(latent, ConvLatent):
-        return f"a convolutional latent of {latent.channels} channels"
-    return f"a fully connected latent of {latent.size} numbers"
 
 
 def _term(term: Reconstruction) -> str:
@@ -343,8 +320,8 @@ def _references(study: Study) -> tuple[str, ...]:
     models = _used(study)
     terms = [term.loss for model in models for term in model.reconstruction]
     trainings = [study.training_of(name) for name in study.model_names]
-    cited = ["pixelshuffle", "gini", "ssim", "ridge", "permutation", "delta", study.analysis.correction]
-    cited += ["vgg"] if any(model.architecture.startswith("vgg") for model in models) else []
+    cited = ["gini", "ssim", "ridge", "permutation", "delta", study.analysis.correction]
+    cited += networks.cited(models)
     cited += ["lpips"] if "lpips" in terms or study.record.lpips else []
     cited += ["vae"] if any(model.kind == "vae" for model in models) else []
     cited += ["tilted"] if any(is_tilted(model) for model in models) else []

@@ -184,7 +184,7 @@ def _trained(spec: ExtractSpec, image_size_px: int) -> Autoencoder:
     Raises:
         ArtifactError: the weights do not fit the network.
     """
-    network = build(spec.model, image_size_px, spec.run.seed)
+    network = build(spec.model, image_size_px, spec.run.seed, pretrained=False)
     path = spec.layout.weights(spec.run.id)
     state, _ = read_weights(path)
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fluence.errors import FluenceError, StudyError
 from fluence.layout import Layout
-from fluence.study import Analysis, LpipsLoss, Model, Study, TiltedPrior, VaeModel
+from fluence.study import Analysis, LpipsLoss, LpipsProbe, Model, Study, TiltedPrior, VaeModel
 from jobs.estimate import ALL, Estimate, estimate
 from jobs.findings import Finding, Findings, Level, Report, counted, findings_of
 from jobs.pipeline import datasets_in_use
@@ -171,7 +171,7 @@ def _attributes(study: Study, training: Manifest) -> Findings:
         try:
             check_columns(study.models[name], training.table, name, measured=NAMES)
         except StudyError as error:
-            yield from findings_of(error, f"models.{name}.attributes")
+            yield from findings_of(error, f"models.{name}.attributes", "name one of the columns in the study")
 
 
 def _nearest(word: str, words: list[str]) -> str:
@@ -187,6 +187,7 @@ def _models(study: Study) -> Findings:
     from fluence.models.architectures import (
         check_image_size,
         check_layers,
+        check_pretrained,
         check_units,
         constrained_layers,
         recordable_names,
@@ -199,6 +200,7 @@ def _models(study: Study) -> Findings:
         try:
             check_image_size(model.architecture, study.data.image_size_px, model.norms.encoder)
             check_units(model, study.data.image_size_px)
+            check_pretrained(model)
             constrained_layers(model)
             recordable = recordable_names(model)
             if study.record.layers != "encoder":
@@ -243,28 +245,35 @@ def _shell(model: Model, key: str, image_size_px: int) -> Findings:
 
 
 def look_for_weights(study: Study) -> Findings:
-    """Whether the files that losses and probes need are on disk, where this process looks."""
-    from fluence.losses.weights import RANDOM, find_weights
+    """Whether the files that models, losses and probes need are on disk, where this process looks."""
+    from fluence.models.architectures import ARCHITECTURES
+    from fluence.store.pretrained import LPIPS_TRUNKS, RANDOM, find_weights
 
-    wanted = {
-        f"models.{name}.reconstruction": (term.net, term.weights)
-        for name in study.model_names
-        for term in study.models[name].reconstruction
+    models = {f"models.{name}": study.models[name] for name in study.model_names}
+    lpips: dict[str, LpipsLoss | LpipsProbe] = {
+        f"{key}.reconstruction": term
+        for key, model in models.items()
+        for term in model.reconstruction
         if isinstance(term, LpipsLoss)
     }
     if study.record.lpips:
-        wanted["record.lpips"] = (study.record.lpips.net, study.record.lpips.weights)
-    for key, (net, weights) in wanted.items():
+        lpips["record.lpips"] = study.record.lpips
+    wanted = {k: (LPIPS_TRUNKS[term.net], term.weights, f"LPIPS ({term.net})") for k, term in lpips.items()}
+    for key, model in models.items():
+        network = ARCHITECTURES[model.architecture].imagenet
+        if model.pretrained and network:
+            wanted[f"{key}.pretrained"] = (network, model.pretrained, f"the encoder ({network})")
+    for key, (network, weights, who) in wanted.items():
         try:
-            path = find_weights(net, weights)
+            path = find_weights(network, weights, who, key="pretrained" if key.endswith("pretrained") else "weights")
         except FluenceError as error:
             yield Finding("error", key, str(error), "fetch the file, or write where it is as `weights: PATH`")
             continue
         if weights == RANDOM:
-            found = f"LPIPS ({net}) with random weights is no perceptual distance; every output will say so"
+            found = f"{who} with random weights is no perceptual distance; every output will say so"
             yield Finding("warning", key, found, "fetch the weights and write `weights: imagenet`")
         else:
-            yield Finding("ok", key, f"weights of LPIPS ({net}): {path}")
+            yield Finding("ok", key, f"weights of {who}: {path}")
 
 
 # ── The machine ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,6 @@
 """Losses: pure functions, one term each, and the objective that adds them up.
 
-Importing this package does not import torch, so that `fluence check` can use `fluence.losses.weights`.
+Importing this package does not import torch; each name brings what it needs with it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fluence.errors import ArtifactError
-from fluence.losses.weights import RANDOM, find_weights
+from fluence.store.pretrained import LPIPS_TRUNKS, RANDOM, find_weights
 
 if TYPE_CHECKING:
     import lpips
@@ -28,14 +28,14 @@ class Lpips(nn.Module):
     """
 
     def __init__(self, net: str, weights: str) -> None:
-        """For `net` alex, vgg or squeeze; `weights` as in `fluence.losses.weights.find_weights`.
+        """For `net` alex, vgg or squeeze; `weights` as in `fluence.store.pretrained.find_weights`.
 
         Raises:
             StudyError: the weights file is missing.
             ArtifactError: the weights file is damaged or belongs to another network.
         """
         super().__init__()
-        path = find_weights(net, weights)
+        path = find_weights(LPIPS_TRUNKS[net], weights, f"LPIPS ({net})")
         self.name = f"lpips_{net}" + ("_random" if weights == RANDOM else "")
         self.network = _lpips_with_random_trunk(net)
         if path is not None:

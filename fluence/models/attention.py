@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fluence.models.architectures import attended_layers, channel_dropping_layers
-from fluence.models.layers import SyncedBatchNorm2d, at_least_float32, he_normal
+from fluence.models.layers import he_normal
+from fluence.models.norms import SyncedBatchNorm2d, at_least_float32, without_autocast
 from fluence.study import Attention, CbamAttention, Model, SigmoidAttention, SoftmaxAttention
 
 OPEN = 0.9
@@ -44,7 +45,7 @@ class ChannelGates(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C]."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             exact = torch.promote_types(x.dtype, torch.float32)
             pooled = torch.stack([x.mean((2, 3), dtype=exact), x.amax((2, 3)).to(exact)])
             return self._gate(self.wide(self.narrow(pooled).relu()).sum(0))
@@ -78,7 +79,7 @@ class PlaceGates(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, 1, H, W]."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             exact = torch.promote_types(x.dtype, torch.float32)
             pooled = torch.cat([x.amax(1, keepdim=True).to(exact), x.mean(1, keepdim=True, dtype=exact)], dim=1)
             return self.norm(self.conv(pooled)).sigmoid()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fluence.models.layers import at_least_float32, he_normal
+from fluence.models.layers import he_normal
+from fluence.models.norms import at_least_float32
 from fluence.study import ConvLatent, DenseLatent, VqVaeModel
 
 LOGVAR_LIMIT = 10.0

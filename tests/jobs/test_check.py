@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fluence.layout import Layout
-from fluence.losses.weights import IMAGENET_FILES
+from fluence.store.pretrained import IMAGENET_FILES
 from fluence.study import Study
 from jobs import check as check_module
 from jobs.check import check
@@ -267,8 +267,34 @@ def test_weights_that_are_not_on_disk(place: Place, monkeypatch: pytest.MonkeyPa
     lpips = {"kind": "vae", "width": 0.25, "reconstruction": [{"loss": "lpips"}]}
     report = place.check(models={"m": lpips}, record={"lpips": {}})
     assert [finding.key for finding in bad(report)] == ["models.m.reconstruction", "record.lpips"]
-    assert IMAGENET_FILES["vgg"] in bad(report)[0].message
+    assert IMAGENET_FILES["vgg16"] in bad(report)[0].message
     assert report.has_errors
+
+
+def test_weights_of_an_encoder_that_are_not_on_disk(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    report = place.check(models={"m": {"kind": "vae", "architecture": "alexnet-5", "pretrained": "imagenet"}})
+    finding = the_bad(report)
+    assert (finding.level, finding.key) == ("error", "models.m.pretrained")
+    assert f"the encoder (alexnet) needs the ImageNet weights {IMAGENET_FILES['alexnet']}" in finding.message
+    assert f"curl --create-dirs -L -o {tmp_path}/hub/checkpoints/" in finding.message
+    assert found(report, "disk").level == "ok"  # what it costs is known without the file
+
+
+def test_weights_of_an_encoder_that_are_on_disk(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "mine.pth").write_bytes(b"looked into by the training")
+    mine = {"kind": "vae", "architecture": "alexnet-5", "pretrained": str(tmp_path / "mine.pth")}
+    report = place.check(models={"m": mine})
+    assert not bad(report)
+    assert found(report, "models.m.pretrained").message == f"weights of the encoder (alexnet): {tmp_path}/mine.pth"
+
+
+def test_pretrained_weights_and_another_encoder(place: Place) -> None:
+    finding = the_bad(place.check(models={"m": {"kind": "vae", "pretrained": "imagenet"}}))
+    assert (finding.level, finding.key) == ("error", "models.m.pretrained")
+    assert "found with architecture small, but the weights belong to the encoder" in finding.message
 
 
 def test_random_weights_are_a_warning(place: Place) -> None:

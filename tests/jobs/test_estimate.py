@@ -60,6 +60,40 @@ def test_arithmetic_of_the_encoder_by_hand() -> None:
     assert cost.training_gflops == pytest.approx(3 * flops / 1e9)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"architecture": "vgg19-10", "norm": "batch"},
+        {"architecture": "alexnet-10", "upsampling": "transposed", "residual": True},
+        {"architecture": "alexnet-5", "width": 1, "pretrained": "/no/such/file.pth"},
+        {"norm": "spectral", "separable": {"parts": ["encoder", "decoder"]}, "upsampling": "transposed"},
+        {"activation": "lwta", "upsampling": "bilinear"},
+        {"architecture": "small-10", "upsampling": "nearest", "latent": {"kind": "dense", "size": 8}},
+    ],
+    ids=str,
+)
+def test_arithmetic_of_other_networks_by_hand(settings: dict[str, object]) -> None:
+    """A convolution multiplies once for each weight and position, of its input where it is transposed."""
+    chosen = study(models={"m": {"kind": "vae", "width": 0.25} | settings})
+    network = build(chosen.models["m"], SIZE, seed=0, pretrained=False).eval()
+    layers = (torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear)
+    flops = 0
+
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal flops
+        where = inputs[0] if isinstance(module, torch.nn.ConvTranspose2d) else output
+        flops += 2 * module.weight.numel() * (where[0].numel() // where.shape[1])  # type: ignore[operator, union-attr]
+
+    for module in network.modules():
+        if isinstance(module, layers):
+            module.register_forward_hook(count)
+    network(torch.zeros(1, 3, SIZE, SIZE))
+    cost = model_cost(chosen, chosen.models["m"])
+    assert cost.forward_gflops == pytest.approx(flops / 1e9)
+    assert cost.num_parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert cost.num_units == sum(layer.num_units for layer in network.recordable)
+
+
 def test_a_perceptual_loss_costs_its_trunk() -> None:
     lpips = study(models={"m": {"kind": "vae", "width": 0.25, "reconstruction": [{"loss": "lpips"}]}})
     plain, heavy = model_cost(study(), study().models["m"]), model_cost(lpips, lpips.models["m"])

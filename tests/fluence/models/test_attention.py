@@ -20,7 +20,7 @@ from fluence.models.architectures import (
     recordable_names,
 )
 from fluence.models.attention import GAMMA, OPEN, ZETA, ChannelGates, HardConcreteGates, PlaceGates, softmax_gates
-from fluence.models.layers import SyncedBatchNorm2d
+from fluence.models.norms import SyncedBatchNorm2d
 from tests.fluence.models.every_model import model
 
 KINDS = ("cbam", "sigmoid", "softmax")

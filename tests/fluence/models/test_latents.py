@@ -108,7 +108,7 @@ def test_half_precision_does_not_blur_the_distances():
     assert extras["chosen"].tolist() == [[0, 4]] * 4
 
 
-@pytest.mark.parametrize("name", ["vae-small-conv-none", "tilted", "ar-vae", "ae", "vq-vae"])
+@pytest.mark.parametrize("name", ["small-conv", "tilted", "ar-vae", "ae", "vq-vae"])
 def test_an_empty_share_of_a_batch_passes(name):
     """The last batch of validation may have fewer images than there are processes."""
     network = build(EVERY_MODEL[name], 32, 0).eval()
@@ -130,7 +130,7 @@ def test_sd_is_one_with_a_tilted_prior():
 # ── Units of an AR-VAE ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", ["vae-small-conv-none", "vae-small-dense-batch", "vq-vae", "ae-dense"])
+@pytest.mark.parametrize("name", ["small-conv", "small-dense", "vq-vae", "ae-dense-l0"])
 def test_code_size_is_that_of_the_network(name):
     network = build(EVERY_MODEL[name], 64, 0)
     assert code_size(EVERY_MODEL[name], 64) == torch.zeros(network.latent_shape).numel()

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from fluence.errors import ArtifactError, StudyError
-from fluence.losses import weights
-from fluence.losses.weights import find_weights
+from fluence.store import pretrained
+from fluence.store.pretrained import find_weights
 
 
 def write_named_by_its_hash(folder, content: bytes = b"weights"):
@@ -21,67 +21,73 @@ def write_named_by_its_hash(folder, content: bytes = b"weights"):
 
 
 def test_random_needs_no_file():
-    assert find_weights("vgg", "random") is None
+    assert find_weights("vgg16", "random", "LPIPS (vgg)") is None
 
 
 def test_imagenet_weights_lie_where_torchvision_keeps_them(tmp_path, monkeypatch):
     path = write_named_by_its_hash(tmp_path / "hub" / "checkpoints")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setitem(weights.IMAGENET_FILES, "alex", path.name)
-    assert find_weights("alex", "imagenet") == path
+    monkeypatch.setitem(pretrained.IMAGENET_FILES, "alexnet", path.name)
+    assert find_weights("alexnet", "imagenet", "LPIPS (alex)") == path
 
 
 def test_default_folder_is_that_of_torch(monkeypatch, tmp_path):
     monkeypatch.delenv("TORCH_HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert weights.hub_folder() == tmp_path / ".cache" / "torch" / "hub" / "checkpoints"
+    assert pretrained.hub_folder() == tmp_path / ".cache" / "torch" / "hub" / "checkpoints"
 
 
 def test_names_are_those_of_torchvision():
     from torchvision import models
 
-    enums = {"alex": models.AlexNet_Weights, "vgg": models.VGG16_Weights, "squeeze": models.SqueezeNet1_1_Weights}
-    assert {n: e.IMAGENET1K_V1.url.rsplit("/", 1)[1] for n, e in enums.items()} == weights.IMAGENET_FILES
-    assert all(enum.IMAGENET1K_V1.url.startswith(weights._URL) for enum in enums.values())
+    enums = {
+        "alexnet": models.AlexNet_Weights,
+        "vgg16": models.VGG16_Weights,
+        "vgg19": models.VGG19_Weights,
+        "squeezenet1_1": models.SqueezeNet1_1_Weights,
+    }
+    assert {n: e.IMAGENET1K_V1.url.rsplit("/", 1)[1] for n, e in enums.items()} == pretrained.IMAGENET_FILES
+    assert all(enum.IMAGENET1K_V1.url.startswith(pretrained._URL) for enum in enums.values())
 
 
-@pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
-def test_missing_imagenet_weights(net, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("key", "otherwise"), [("weights", "weights: random"), ("pretrained", "pretrained: null")])
+@pytest.mark.parametrize("network", pretrained.IMAGENET_FILES)
+def test_missing_imagenet_weights(network, key, otherwise, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    name, folder = weights.IMAGENET_FILES[net], tmp_path / "hub" / "checkpoints"
+    name, folder = pretrained.IMAGENET_FILES[network], tmp_path / "hub" / "checkpoints"
     with pytest.raises(StudyError) as error:
-        find_weights(net, "imagenet")
+        find_weights(network, "imagenet", "the trunk", key=key)
     message = str(error.value)
-    assert f"{name}, and they are not in {folder}" in message
+    assert f"the trunk needs the ImageNet weights {name}, and they are not in {folder}" in message
     assert f"curl --create-dirs -L -o {folder / name} https://download.pytorch.org/models/{name}" in message
-    assert "weights: random" in message
+    assert f"as `{key}:`; or write `{otherwise}`" in message
 
 
 def test_missing_file_of_ones_own(tmp_path):
     with pytest.raises(StudyError, match=r"there is no weights file .*mine\.pth; allowed are `imagenet`, `random`"):
-        find_weights("vgg", str(tmp_path / "mine.pth"))
+        find_weights("vgg16", str(tmp_path / "mine.pth"), "LPIPS (vgg)")
 
 
 def test_variables_in_the_path(tmp_path, monkeypatch):
     path = write_named_by_its_hash(tmp_path)
     monkeypatch.setenv("MY_WEIGHTS", str(tmp_path))
-    assert find_weights("vgg", f"${{MY_WEIGHTS}}/{path.name}") == path
+    assert find_weights("vgg16", f"${{MY_WEIGHTS}}/{path.name}", "LPIPS (vgg)") == path
 
 
 def test_a_file_that_is_not_what_its_name_says(tmp_path):
     path = write_named_by_its_hash(tmp_path)
     path.write_bytes(b"weights, cut sho")
     with pytest.raises(ArtifactError, match=r"its SHA-256 begins with [0-9a-f]{8}, its name says"):
-        find_weights("vgg", str(path))
+        find_weights("vgg16", str(path), "LPIPS (vgg)")
 
 
 def test_a_name_without_a_hash_is_taken_as_it_is(tmp_path):
     path = tmp_path / "face-features.pth"
     path.write_bytes(b"anything")
-    assert find_weights("vgg", str(path)) == path
+    assert find_weights("vgg16", str(path), "LPIPS (vgg)") == path
 
 
 def test_finding_weights_does_not_import_torch():
-    code = "import sys, fluence.losses.weights, fluence.models.architectures; sys.exit('torch' in sys.modules)"
+    code = "import sys, fluence.store.pretrained, fluence.models.architectures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
