@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fluence.errors import FluenceError, StudyError
 from fluence.layout import Layout
-from fluence.study import Analysis, LpipsLoss, Study
+from fluence.study import Analysis, DfcLoss, ModelFeatures, Study
 from jobs.estimate import ALL, Estimate, estimate
 from jobs.findings import Finding, Findings, Level, Report, counted, findings_of
 from jobs.pipeline import datasets_in_use
@@ -153,6 +153,7 @@ def _nearest(word: str, words: list[str]) -> str:
 
 
 def _models(study: Study) -> Findings:
+    from fluence.losses.networks import check_feature_layers, check_perceptual_losses
     from fluence.models.architectures import check_image_size, check_layers, recordable_names
 
     for name in study.model_names:
@@ -160,6 +161,10 @@ def _models(study: Study) -> Findings:
         found = []
         try:
             check_image_size(model.architecture, study.data.image_size_px, model.norms.encoder)
+            check_perceptual_losses(model, study.data.image_size_px)
+            for loss in model.reconstruction:
+                if isinstance(loss, DfcLoss) and isinstance(loss.network, ModelFeatures):
+                    check_feature_layers(loss, recordable_names(study.models[loss.network.model]))
             if study.record.layers != "encoder":
                 check_layers(recordable_names(model), study.record.layers, f"record.layers: {name!r}")
         except StudyError as error:
@@ -168,28 +173,20 @@ def _models(study: Study) -> Findings:
 
 
 def look_for_weights(study: Study) -> Findings:
-    """Whether the files that losses and probes need are on disk, where this process looks."""
-    from fluence.store.pretrained import RANDOM, find_weights
+    """Whether the weights files that the study needs are on disk, where this process looks."""
+    from fluence.store.pretrained import RANDOM, needs_of
 
-    wanted = {
-        f"models.{name}.reconstruction": (term.net, term.weights)
-        for name in study.model_names
-        for term in study.models[name].reconstruction
-        if isinstance(term, LpipsLoss)
-    }
-    if study.record.lpips:
-        wanted["record.lpips"] = (study.record.lpips.net, study.record.lpips.weights)
-    for key, (net, weights) in wanted.items():
+    for need in needs_of(study):
         try:
-            path = find_weights(net, weights)
+            path = need.find()
         except FluenceError as error:
-            yield Finding("error", key, str(error))
+            yield Finding("error", need.key, str(error))
             continue
-        if weights == RANDOM:
-            found = f"LPIPS ({net}) with random weights is no perceptual distance; every output will say so"
-            yield Finding("warning", key, found)
+        if need.setting == RANDOM:
+            found = f"{need.who} with random weights is no perceptual distance; every output will say so"
+            yield Finding("warning", need.key, found)
         else:
-            yield Finding("ok", key, f"weights of LPIPS ({net}): {path}")
+            yield Finding("ok", need.key, f"weights of {need.who}: {path}")
 
 
 # ── The machine ──────────────────────────────────────────────────────────────────────────────────────────────────

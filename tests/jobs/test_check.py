@@ -242,7 +242,7 @@ def test_weights_that_are_not_on_disk(place: Place, monkeypatch: pytest.MonkeyPa
     lpips = {"kind": "vae", "width": 0.25, "reconstruction": [{"loss": "lpips"}]}
     report = place.check(models={"m": lpips}, record={"lpips": {}})
     assert [finding.key for finding in bad(report)] == ["models.m.reconstruction", "record.lpips"]
-    assert IMAGENET_FILES["vgg"] in bad(report)[0].message
+    assert IMAGENET_FILES["vgg16"] in bad(report)[0].message
     assert report.has_errors
 
 
