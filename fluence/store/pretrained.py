@@ -114,14 +114,15 @@ def check_hash(path: Path, name: str | None = None) -> None:
     Raises:
         ArtifactError: they differ.
     """
-    named = _HASH_IN_NAME.search(name or path.name)
+    shown = path.with_name(name or path.name)
+    named = _HASH_IN_NAME.search(shown.name)
     if not named:
         return
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(named[1]):
         raise ArtifactError(
-            f"{path} is damaged or not what its name says: its SHA-256 begins with {found[: len(named[1])]}, "
+            f"{shown} is damaged or not what its name says: its SHA-256 begins with {found[: len(named[1])]}, "
             f"its name says {named[1]}; fetch it again"
         )
 
