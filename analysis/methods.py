@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
+from fluence.losses.networks import default_layers
 from fluence.study import (
     ConvLatent,
     CsvDataset,
     Dataset,
+    DfcLoss,
     LpipsLoss,
+    ModelFeatures,
     PixelLoss,
     Reconstruction,
     SsimLoss,
@@ -32,6 +35,10 @@ _SOURCES = {
     "structural similarity. IEEE Trans Image Process 13:600–612.",
     "lpips": "Zhang R, Isola P, Efros AA, Shechtman E, Wang O (2018). The unreasonable effectiveness of deep features "
     "as a perceptual metric. CVPR.",
+    "dfc": "Hou X, Shen L, Sun K, Qiu G (2017). Deep feature consistent variational autoencoder. WACV.",
+    "vggface": "Parkhi OM, Vedaldi A, Zisserman A (2015). Deep face recognition. BMVC.",
+    "attgan": "He Z, Zuo W, Kan M, Shan S, Chen X (2019). AttGAN: facial attribute editing by only changing what you "
+    "want. IEEE Trans Image Process 28:5464–5478.",
     "gini": "Hurley N, Rickard S (2009). Comparing measures of sparsity. IEEE Trans Inf Theory 55:4723–4741.",
     "ridge": "Hoerl AE, Kennard RW (1970). Ridge regression: biased estimation for nonorthogonal problems. "
     "Technometrics 12:55–67.",
@@ -207,8 +214,27 @@ def _term(term: Reconstruction) -> str:
             return f"{weight}1 − SSIM (Wang et al. 2004)"
         case LpipsLoss():
             return f"{weight}LPIPS ({term.net}, {_trunk(term.weights)}; Zhang et al. 2018)"
+        case DfcLoss():
+            return f"{weight}the deep feature consistency loss (Hou et al. 2017) on {_features(term)}"
         case other:
             assert_never(other)
+
+
+def _features(term: DfcLoss) -> str:
+    """The layers and the network whose features are compared."""
+    network = term.network
+    if isinstance(network, ModelFeatures):
+        images = "all training images" if network.group == "all" else f"the group {network.group}"
+        layers = _listing(term.layers or ("every convolution",))
+        return f"{layers} of the frozen encoder of “{network.model}”, trained before with the same seed on {images}"
+    name = {
+        "vgg16": "VGG16 (Simonyan & Zisserman 2015)",
+        "vgg19": "VGG19 (Simonyan & Zisserman 2015)",
+        "vggface": "VGGFace (Parkhi et al. 2015)",
+        "attgan": "the encoder of AttGAN (He et al. 2019)",
+    }[network.kind]
+    layers = _listing(term.layers or default_layers(network.kind))
+    return f"{layers} of {name}, frozen, {_trunk(network.weights).removeprefix('with ')}"
 
 
 def _trunk(weights: str) -> str:
@@ -329,9 +355,13 @@ def _references(study: Study) -> tuple[str, ...]:
     terms = [term.loss for model in models for term in model.reconstruction]
     trainings = [study.training_of(name) for name in study.model_names]
     cited = ["vae", "pixelshuffle", "gini", "ssim", "ridge", "permutation", "delta", study.analysis.correction]
-    cited += ["vgg"] if any(model.architecture.startswith("vgg") for model in models) else []
+    architectures = {model.architecture.partition("-")[0] for model in models}
     cited += ["lpips"] if "lpips" in terms or study.record.lpips else []
-    cited += ["beta"] if any(term in ("ssim", "lpips") for term in terms) else []
+    networks = {term.network.kind for model in models for term in model.reconstruction if isinstance(term, DfcLoss)}
+    cited += ["vgg"] if {"vgg16", "vgg19"} & (architectures | networks) else []
+    cited += ["dfc"] if networks else []
+    cited += sorted(networks & {"vggface", "attgan"})
+    cited += ["beta"] if any(term in ("ssim", "lpips", "dfc") for term in terms) else []
     cited += ["adamw"] if any(training.weight_decay for training in trainings) else []
     cited += ["adam"] if any(not training.weight_decay for training in trainings) else []
     return tuple(sorted(_SOURCES[key] for key in cited))
