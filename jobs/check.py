@@ -154,13 +154,14 @@ def _nearest(word: str, words: list[str]) -> str:
 
 def _models(study: Study) -> Findings:
     from fluence.losses.networks import check_feature_layers, check_perceptual_losses
-    from fluence.models.architectures import check_image_size, check_layers, recordable_names
+    from fluence.models.architectures import check_image_size, check_layers, check_pretrained, recordable_names
 
     for name in study.model_names:
         model, key = study.models[name], f"models.{name}"
         found = []
         try:
             check_image_size(model.architecture, study.data.image_size_px, model.norms.encoder)
+            check_pretrained(model)
             check_perceptual_losses(model, study.data.image_size_px)
             for loss in model.reconstruction:
                 if isinstance(loss, DfcLoss) and isinstance(loss.network, ModelFeatures):

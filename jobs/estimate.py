@@ -128,7 +128,7 @@ def model_cost(study: Study, model: VaeModel) -> ModelCost:
 
     size = study.data.image_size_px
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = build(model, size, seed=0).eval()
+        network = build(model, size, seed=0, pretrained=False).eval()
         network(torch.empty(1, 3, size, size))
     recorded = study.record.layers
     units = sum(layer.num_units for layer in network.recordable if recorded == "encoder" or layer.name in recorded)

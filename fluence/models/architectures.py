@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fluence.errors import StudyError
 from fluence.study import Layers, Model
@@ -16,38 +17,69 @@ from fluence.study import Layers, Model
 LATENT_LAYER = "mu"
 """Name under which the means of the latent distribution are recorded."""
 
+NUM_COLOURS = 3
+
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """One 3 × 3 convolution of an encoder, and its ReLU.
+    """One convolution of an encoder, and its non-linearity. Every map is an exact division of the one before.
 
     Attributes:
         name: the name under which the layer is recorded.
         channels: number of output channels at width 1.
-        stride: 2 halves the map.
-        pool: whether a 2 × 2 max-pooling follows the ReLU. What is recorded is the map before it.
+        kernel_px: side of the filters.
+        stride: by how much the convolution divides the side of the map.
+        padding_px: zeros on each side.
+        pool_px: side of the window of a max-pooling of stride 2 that follows; 0 has none. What is recorded is the map
+            before it.
     """
 
     name: str
     channels: int
+    kernel_px: int = 3
     stride: int = 1
-    pool: bool = False
+    padding_px: int = 1
+    pool_px: int = 0
+
+    @property
+    def pooling(self) -> int:
+        """By how much the pooling divides the side of the map."""
+        return 2 if self.pool_px else 1
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """One layer of a decoder.
+
+    Attributes:
+        name: its name in the network.
+        channels: number of output channels at width 1; those of the last layer are the three colours at every width.
+        doubles: whether it doubles the side of the map (see `fluence.models.upsampling`), or is a plain convolution.
+    """
+
+    name: str
+    channels: int
+    doubles: bool
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """An encoder, and the output channels of each layer of the decoder but the last, which has three."""
+    """An encoder and a decoder.
+
+    Attributes:
+        encoder: its convolutions.
+        decoder: its layers; the last one makes the image.
+        imagenet: torchvision's name of the network whose convolutions the encoder has; None if it is nobody's.
+    """
 
     encoder: tuple[ConvLayer, ...]
-    decoder: tuple[int, ...]
+    decoder: tuple[DecoderLayer, ...]
+    imagenet: str | None = None
 
     @property
     def reduction(self) -> int:
         """By how much the encoder reduces the side of an image: its strides and poolings multiplied."""
-        factor = 1
-        for layer in self.encoder:
-            factor *= layer.stride * (2 if layer.pool else 1)
-        return factor
+        return math.prod(layer.stride * layer.pooling for layer in self.encoder)
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -57,7 +89,7 @@ class Architecture:
 
 def _vgg(blocks: Sequence[Sequence[int]]) -> tuple[ConvLayer, ...]:
     return tuple(
-        ConvLayer(f"conv{i}_{j}", channels, pool=j == len(block))
+        ConvLayer(f"conv{i}_{j}", channels, pool_px=2 if j == len(block) else 0)
         for i, block in enumerate(blocks, start=1)
         for j, channels in enumerate(block, start=1)
     )
@@ -69,10 +101,43 @@ SMALL = tuple(ConvLayer(f"conv{i}", channels, stride=2) for i, channels in enume
 VGG16 = _vgg([[64] * 2, [128] * 2, [256] * 3, [512] * 3, [512] * 3])
 """Configuration D. Source: Simonyan & Zisserman 2015, table 1, without the classifier."""
 
+VGG19 = _vgg([[64] * 2, [128] * 2, [256] * 4, [512] * 4, [512] * 4])
+"""Configuration E. Source: Simonyan & Zisserman 2015, table 1, without the classifier."""
+
+ALEXNET = (
+    ConvLayer("conv1", 64, kernel_px=11, stride=4, padding_px=4, pool_px=3),
+    ConvLayer("conv2", 192, kernel_px=5, padding_px=2, pool_px=3),
+    ConvLayer("conv3", 384),
+    ConvLayer("conv4", 256),
+    ConvLayer("conv5", 256, pool_px=3),
+)
+"""The convolutions of torchvision's AlexNet, without the classifier. Two paddings differ, so that maps divide exactly:
+conv1 has 4 for 2, and the poolings (3 × 3, overlapping) have 1 for 0. Source: Krizhevsky 2014, section 5."""
+
+
+def _decoder(channels: Sequence[int], layers_per_doubling: int) -> tuple[DecoderLayer, ...]:
+    """Doublings to these channels, each followed by plain convolutions to as many; the very last makes colours."""
+    layers = [
+        DecoderLayer(f"{'conv' if plain else 'up'}{i}", wide, doubles=not plain)
+        for i, wide in enumerate(channels, start=1)
+        for plain in range(layers_per_doubling)
+    ]
+    return (*layers[:-1], replace(layers[-1], channels=NUM_COLOURS))
+
+
+_SMALL_BACK, _VGG_BACK, _ALEXNET_BACK = (256, 128, 64, 32, 16), (512, 256, 128, 64, 32), (256, 192, 128, 64, 32)
+
 ARCHITECTURES = {
-    "small": Architecture(encoder=SMALL, decoder=(256, 128, 64, 32)),
-    "vgg16-5": Architecture(encoder=VGG16, decoder=(512, 256, 128, 64)),
+    "small": Architecture(SMALL, _decoder(_SMALL_BACK, 1)),
+    "small-10": Architecture(SMALL, _decoder(_SMALL_BACK, 2)),
+    "vgg16-5": Architecture(VGG16, _decoder(_VGG_BACK, 1), imagenet="vgg16"),
+    "vgg16-10": Architecture(VGG16, _decoder(_VGG_BACK, 2), imagenet="vgg16"),
+    "vgg19-5": Architecture(VGG19, _decoder(_VGG_BACK, 1), imagenet="vgg19"),
+    "vgg19-10": Architecture(VGG19, _decoder(_VGG_BACK, 2), imagenet="vgg19"),
+    "alexnet-5": Architecture(ALEXNET, _decoder(_ALEXNET_BACK, 1), imagenet="alexnet"),
+    "alexnet-10": Architecture(ALEXNET, _decoder(_ALEXNET_BACK, 2), imagenet="alexnet"),
 }
+"""Every architecture that a study can name."""
 
 
 def scaled(channels: int, width: float) -> int:
@@ -86,7 +151,8 @@ def check_image_size(architecture: str, image_size_px: int, norm: str = "none") 
     Raises:
         StudyError: naming the nearest sizes that are allowed.
     """
-    step = ARCHITECTURES[architecture].reduction
+    plan = ARCHITECTURES[architecture]
+    step = plan.reduction
     if image_size_px % step or image_size_px < step:
         below = image_size_px // step * step
         nearest = " or ".join(str(size) for size in (below, below + step) if size)
@@ -94,11 +160,38 @@ def check_image_size(architecture: str, image_size_px: int, norm: str = "none") 
             f"data.image_size_px: {image_size_px} is not a multiple of {step}, by which the encoder of "
             f"{architecture!r} reduces the image; the nearest allowed: {nearest}"
         )
-    if norm == "instance" and image_size_px == step:
+    if norm == "instance" and image_size_px * plan.encoder[-1].pooling == step:
         raise StudyError(
             f"models.*.norm: with images of {image_size_px} px the last map of {architecture!r} is a single "
             f"position, of which instance normalisation leaves nothing; use norm `none` or `batch`, or "
             f"data.image_size_px of at least {2 * step}"
+        )
+
+
+def check_pretrained(model: Model) -> None:
+    """Refuse ImageNet weights for an encoder that is not the one that learned them.
+
+    Raises:
+        StudyError: naming the setting that is in the way.
+    """
+    if model.pretrained is None:
+        return
+    if model.pretrained == "random":
+        raise StudyError("models.*.pretrained: found `random`; `null` starts the encoder from random numbers")
+    hindrances = {
+        f"architecture {model.architecture}": ARCHITECTURES[model.architecture].imagenet is None,
+        f"width {model.width:g}": model.width != 1,
+        f"norm {model.norms.encoder}": model.norms.encoder != "none",
+        "separable convolutions": model.separable is not None and "encoder" in model.separable.parts,
+        f"activation {model.activation}": model.activation != "relu",
+    }
+    found = [name for name, there in hindrances.items() if there]
+    if found:
+        raise StudyError(
+            f"models.*.pretrained: found with {', '.join(found)}, but the weights belong to the encoder as its authors "
+            f"built it: architecture vgg16, vgg19 or alexnet, width 1, norm none, whole convolutions and activation "
+            f"relu. Write so (`norm: {{decoder: batch}}` and `separable: {{parts: [decoder]}}` leave the encoder "
+            f"alone), or `pretrained: null`"
         )
 
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fluence.models.architectures import ARCHITECTURES, LATENT_LAYER, check_image_size, scaled
+from fluence.models.architectures import ARCHITECTURES, LATENT_LAYER, check_image_size, check_pretrained, scaled
 from fluence.models.decoders import build_decoder
-from fluence.models.encoders import build_encoder
+from fluence.models.encoders import ImageNetScale, SymmetricScale, build_encoder, load_pretrained
 from fluence.models.latents import NormalHead
-from fluence.models.layers import at_least_float32
+from fluence.models.layers import at_least_float32, spectral_norm
 from fluence.store.activations import LayerInfo
 from fluence.study import Model
 
@@ -58,15 +58,19 @@ class Autoencoder(nn.Module):
         """
         super().__init__()
         check_image_size(model.architecture, image_size_px, model.norms.encoder)
+        check_pretrained(model)
         plan = ARCHITECTURES[model.architecture]
         side = image_size_px // plan.reduction
         map_shape = (scaled(plan.encoder[-1].channels, model.width), side, side)
         self.settings = model
-        self.encoder = build_encoder(plan.encoder, model.width, model.norms.encoder)
+        self.scale = ImageNetScale() if model.pretrained else SymmetricScale()
+        self.encoder = build_encoder(model)
         self.head = HEADS[model.kind](model, map_shape)
+        if model.norms.latent == "spectral":
+            spectral_norm(self.head.mean)
         self.latent_shape: tuple[int, ...] = self.head.shape
         self.noise_shape: tuple[int, ...] = self.head.noise_shape
-        self.decoder = build_decoder(plan.decoder, model.width, model.norms.decoder, self.latent_shape, map_shape)
+        self.decoder = build_decoder(plan.decoder, model, self.latent_shape, map_shape)
         self.recordable = _recordable(model, image_size_px, self.latent_shape)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Output:
@@ -76,12 +80,12 @@ class Autoencoder(nn.Module):
             x: images [B, 3, H, W] in [0, 1].
             noise: standard normal numbers [B, *noise_shape]. In eval mode, and without noise, nothing is drawn.
         """
-        code = self.head(self.encoder(2 * x - 1), noise if self.training else None)
+        code = self.head(self.encoder(self.scale(x)), noise if self.training else None)
         return Output(self.decode(code.z), code.mu, code.logvar, code.z, code.extras)
 
     def encode(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] → their codes without chance, [B, *latent_shape]."""
-        return self.head(self.encoder(2 * x - 1), None).mu
+        return self.head(self.encoder(self.scale(x)), None).mu
 
     def decode(self, z: Tensor) -> Tensor:
         """Codes [B, *latent_shape] → images [B, 3, H, W] in [0, 1]."""
@@ -102,16 +106,26 @@ def _recordable(model: Model, image_size_px: int, latent_shape: tuple[int, ...])
         side //= layer.stride
         shape = (scaled(layer.channels, model.width), side, side)
         infos.append(LayerInfo(name=layer.name, shape=shape, tap="post", kind="conv"))
-        side //= 2 if layer.pool else 1
+        side //= layer.pooling
     return (*infos, LayerInfo(name=LATENT_LAYER, shape=latent_shape, tap="post", kind="latent"))
 
 
-def build(model: Model, image_size_px: int, seed: int) -> Autoencoder:
+def build(model: Model, image_size_px: int, seed: int, *, pretrained: bool = True) -> Autoencoder:
     """A model with the weights that belong to a seed, on the CPU; torch's global random numbers do not move.
 
+    Args:
+        model: its settings.
+        image_size_px: side of the images.
+        seed: what its random weights are drawn from.
+        pretrained: whether to read the weights that `model.pretrained` names; not where others replace them anyway.
+
     Raises:
-        StudyError: if the model's settings do not go together with the image size.
+        StudyError: if the model's settings do not go together with the image size, or pretrained weights are missing.
+        ArtifactError: if pretrained weights are damaged or belong to another network.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Autoencoder(model, image_size_px)
+        network = Autoencoder(model, image_size_px)
+    if pretrained and model.pretrained:
+        load_pretrained(network.encoder, model)
+    return network

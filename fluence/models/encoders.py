@@ -3,19 +3,96 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from fluence.models.architectures import ConvLayer, scaled
-from fluence.models.layers import ConvUnit
+from fluence.errors import ArtifactError
+from fluence.models.architectures import ARCHITECTURES, NUM_COLOURS, Architecture, scaled
+from fluence.models.layers import ConvUnit, Style
+from fluence.store.pretrained import find_weights
+from fluence.study import Model
+
+IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the red, green and blue values of ImageNet: what torchvision's networks learned with."""
 
 
-def build_encoder(layers: tuple[ConvLayer, ...], width: float, norm: str) -> nn.Sequential:
-    """The convolutions of an encoder, by name: [B, 3, H, W] → [B, C, H / reduction, W / reduction]."""
+class ImageNetScale(nn.Module):
+    """Images in [0, 1] → the same with mean 0 and standard deviation 1 over ImageNet, colour by colour."""
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("sd", torch.tensor(IMAGENET_SD)[:, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] → [B, 3, H, W]."""
+        return (x - self.mean) / self.sd
+
+
+class SymmetricScale(nn.Module):
+    """Images in [0, 1] → [−1, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] → [B, 3, H, W]."""
+        return 2 * x - 1
+
+
+def build_encoder(model: Model) -> nn.Sequential:
+    """The convolutions of an encoder, by name: [B, 3, H, W] → [B, C, H / reduction, W / reduction].
+
+    The first one sees three colours and is never separable.
+    """
     units: OrderedDict[str, nn.Module] = OrderedDict()
-    channels = 3
-    for layer in layers:
-        wide = scaled(layer.channels, width)
-        units[layer.name] = ConvUnit(channels, wide, stride=layer.stride, pool=layer.pool, norm=norm)
+    style, channels = Style.of(model, "encoder"), NUM_COLOURS
+    for layer in ARCHITECTURES[model.architecture].encoder:
+        wide = scaled(layer.channels, model.width)
+        units[layer.name] = ConvUnit(channels, wide, layer, style if units else style.whole)
         channels = wide
     return nn.Sequential(units)
+
+
+def load_pretrained(encoder: nn.Sequential, model: Model) -> None:
+    """Gives an encoder the weights that `model.pretrained` names.
+
+    Raises:
+        StudyError: the file is missing; says where it was looked for and how to fetch it.
+        ArtifactError: it is damaged, or holds the weights of another network.
+    """
+    plan = ARCHITECTURES[model.architecture]
+    path = find_weights(plan.imagenet, model.pretrained, f"the encoder ({plan.imagenet})", key="pretrained")
+    theirs, wanted = _read(path), dict(encoder.named_parameters())
+    for name, key in _torchvision_keys(plan).items():
+        ours, found = wanted[name], theirs.get(key)
+        if not isinstance(found, Tensor) or found.shape != ours.shape:
+            there = f"of shape {tuple(found.shape)}" if isinstance(found, Tensor) else "missing"
+            raise ArtifactError(
+                f"{path} holds no weights of torchvision's {plan.imagenet}: {key} is {there}, and {name} of the "
+                f"encoder has shape {tuple(ours.shape)}; correct `pretrained:` or `architecture:`"
+            )
+        with torch.no_grad():
+            ours.copy_(found)
+
+
+def _torchvision_keys(plan: Architecture) -> dict[str, str]:
+    """Our name of each parameter: torchvision's, `features.<position>`, where ReLU and poolings have positions too."""
+    keys, position = {}, 0
+    for layer in plan.encoder:
+        for kind in ("weight", "bias"):
+            keys[f"{layer.name}.conv.{kind}"] = f"features.{position}.{kind}"
+        position += 2 + bool(layer.pool_px)
+    return keys
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise ArtifactError(
+            f"{path} cannot be read as a state dict ({type(error).__name__}: {str(error).partition(chr(10))[0]}); "
+            f"fetch it again, or correct `pretrained:`"
+        ) from error

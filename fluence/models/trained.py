@@ -23,7 +23,7 @@ def load_trained(model: Model, image_size_px: int, weights: Path) -> Autoencoder
     Raises:
         ArtifactError: the weights are missing or damaged, or do not fit the network.
     """
-    network = build(model, image_size_px, seed=0)
+    network = build(model, image_size_px, seed=0, pretrained=False)
     state, _ = read_weights(weights)
     try:
         network.load_state_dict(state)

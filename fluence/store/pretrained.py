@@ -28,6 +28,12 @@ IMAGENET_FILES = {
 LPIPS_TRUNKS = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 """The network that is the trunk of each LPIPS."""
 
+_OTHERWISE = {
+    "weights": "or write `weights: random`, which is no perceptual distance and is called random in every output",
+    "pretrained": "or write `pretrained: null`, which starts from random numbers",
+}
+"""What else a study can do, by the name of the setting that asks for weights."""
+
 _URL = "https://download.pytorch.org/models"
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 
@@ -90,18 +96,26 @@ class Weights:
         return (
             f"{self.who} needs the ImageNet weights {path.name}, and they are not in {path.parent}. On a machine "
             f"with internet: fluence weights STUDY --fetch, or: curl --create-dirs -L -o {path} {self.url} . Or give "
-            f"the path of the file as `weights:`; or write `weights: random`, which is no perceptual distance and is "
-            f"called random in every output"
+            f"the path of the file as `{self._word}:`; {_OTHERWISE[self._word]}"
         )
 
     def _no_such_file(self, path: Path) -> str:
         published = "`imagenet`, " if self.network in IMAGENET_FILES else ""
-        return f"{self.who}: there is no weights file {path}; allowed are {published}`random`, or the path of a file"
+        none = {"weights": "`random`", "pretrained": "`null`"}[self._word]
+        return (
+            f"{self.who}: there is no weights file {path}; allowed are {published}{none}, or the path of a file with "
+            f"a state dict"
+        )
+
+    @property
+    def _word(self) -> str:
+        """The last word of the setting's name: `pretrained` of an encoder, else `weights`."""
+        return "pretrained" if self.key.endswith("pretrained") else "weights"
 
 
-def find_weights(network: str, setting: str, who: str) -> Path | None:
+def find_weights(network: str, setting: str, who: str, *, key: str = "weights") -> Path | None:
     """The weights file of a network, checked; None for random weights. The arguments are those of `Weights`."""
-    return Weights("", who, network, setting).find()
+    return Weights(key, who, network, setting).find()
 
 
 def check_hash(path: Path, name: str | None = None) -> None:
@@ -145,8 +159,8 @@ def _of_model(key: str, model: Model) -> Iterator[Weights]:
         if isinstance(term, DfcLoss) and not isinstance(term.network, ModelFeatures):
             network = term.network
             yield Weights(f"{key}.reconstruction", f"DFC ({network.kind})", network.kind, network.weights)
-    if model.pretrained is not None:
-        network = model.architecture.partition("-")[0]
+    network = model.architecture.partition("-")[0]
+    if model.pretrained is not None and network in IMAGENET_FILES:
         yield Weights(f"{key}.pretrained", f"the encoder ({network})", network, model.pretrained)
 
 

@@ -10,6 +10,7 @@ from fluence.losses import Objective
 from fluence.models import Autoencoder, build, record
 from fluence.models.architectures import ARCHITECTURES, LATENT_LAYER
 from fluence.models.latents import LOGVAR_LIMIT
+from fluence.models.layers import ConvUnit
 from fluence.study import Model, VaeModel
 from tests.fluence.models.every_model import EVERY_MODEL, smallest_size_px
 
@@ -72,8 +73,8 @@ def test_recordable_layers_are_complete_in_order_and_of_their_shapes(settings):
     model, images = built(settings)
     seen = []
     for name, module in model.encoder.named_modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(lambda *_, name=name: seen.append(name.removesuffix(".conv")))
+        if isinstance(module, ConvUnit):
+            module.conv.register_forward_hook(lambda *_, name=name: seen.append(name))
     with record(model, "encoder", "post") as recorder:
         model(images)
     assert [info.name for info in model.recordable] == [*seen, LATENT_LAYER] == list(recorder.values)
@@ -116,7 +117,8 @@ def test_training_draws_the_latent_from_the_noise_it_is_given(settings):
     noise = some_noise(model)
     output = model(images, noise)
     torch.testing.assert_close(output.z, output.mu + torch.sqrt(output.logvar.exp()) * noise)
-    assert torch.equal(model(images, None).z, model(images, None).mu)
+    without = model(images, None)
+    assert torch.equal(without.z, without.mu)
 
 
 def test_no_nan_in_fifty_steps(settings):
@@ -142,7 +144,7 @@ def test_same_seed_same_bits_and_global_random_numbers_stay(settings):
     torch.manual_seed(6)
     second, other = built(settings, seed=3)[0].state_dict(), built(settings, seed=4)[0].state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    conv = f"encoder.{ARCHITECTURES[settings.architecture].layer_names[0]}.conv.weight"
+    conv = next(name for name, value in first.items() if name.startswith("encoder.") and value.ndim == 4)
     assert not torch.equal(first[conv], other[conv])
 
 
@@ -167,13 +169,27 @@ def test_logvar_is_limited_and_keeps_a_gradient(settings):
     assert bias.grad.abs().min() > 0
 
 
-@pytest.mark.parametrize(("architecture", "width"), [("small", 1 / 4), ("vgg16-5", 1 / 8)])
-@pytest.mark.parametrize("norm", ["none", "batch"])
-def test_loss_falls_from_scratch(architecture, width, norm):
-    settings = VaeModel(kind="vae", architecture=architecture, width=width, norm=norm)
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"norm": "none"}, 50),
+        ({"norm": "batch"}, 50),
+        ({"architecture": "vgg16-5", "width": 1 / 8}, 50),
+        ({"architecture": "vgg16-5", "width": 1 / 8, "norm": "batch"}, 50),
+        ({"architecture": "vgg19-10", "width": 1 / 8, "norm": "batch"}, 60),
+        ({"architecture": "alexnet-10"}, 50),
+        ({"residual": True}, 50),
+        ({"activation": "lwta", "upsampling": "nearest"}, 50),
+        ({"separable": {"kernel_px": 3, "parts": ["encoder", "decoder"]}}, 100),
+        ({"norm": {"encoder": "spectral", "latent": "spectral"}, "upsampling": "bilinear"}, 100),
+    ],
+    ids=str,
+)
+def test_loss_falls_from_scratch(settings, steps):
+    settings = VaeModel.model_validate({"kind": "vae", "width": 1 / 4} | settings)
     model, images = build(settings, 32, 0), some_images(32, count=8).gt(0.5).float()
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), []
-    for step in range(50):
+    for step in range(steps):
         optimizer.zero_grad()
         loss = loss_of(settings, model, images, seed=step)
         loss.backward()
@@ -187,7 +203,8 @@ def test_loss_falls_from_scratch(architecture, width, norm):
 def test_width_multiplies_channels(architecture):
     def channels(width: float) -> list[int]:
         settings = VaeModel(kind="vae", architecture=architecture, width=width)
-        return [info.shape[0] for info in build(settings, 32, 0).recordable if info.kind == "conv"]
+        with torch.device("meta"):
+            return [info.shape[0] for info in build(settings, 32, 0).recordable if info.kind == "conv"]
 
     whole = channels(1)
     assert channels(0.5) == [c // 2 for c in whole]
@@ -202,10 +219,11 @@ def test_image_sizes_that_cannot_be_halved_are_refused(architecture, size_px, ne
         build(VaeModel(kind="vae", architecture=architecture), size_px, 0)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_instance_norm_of_a_single_position_is_refused(architecture):
+def test_instance_norm_of_a_single_position_is_refused():
     with pytest.raises(StudyError, match="image_size_px of at least 64"):
-        build(VaeModel(kind="vae", architecture=architecture, norm="instance"), 32, 0)
+        build(VaeModel(kind="vae", norm="instance"), 32, 0)
+    model = build(VaeModel(kind="vae", architecture="vgg16-5", norm="instance", width=1 / 16), 32, 0)
+    assert model(some_images(32)).mu.std() > 0  # its last map has four positions, and is pooled only after the norm
 
 
 def test_channels_last_gives_the_same_numbers():
@@ -221,14 +239,3 @@ def test_autocast_returns_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(some_images(64), some_noise(model))
     assert {value.dtype for value in (output.reconstruction, output.mu, output.logvar, output.z)} == {torch.float32}
-
-
-def test_vgg16_has_thirteen_convolutions_of_the_paper():
-    infos = build(VaeModel(kind="vae", architecture="vgg16-5"), 32, 0).recordable
-    assert [(i.name, i.shape[:1]) for i in infos[:-1]] == [
-        ("conv1_1", (64,)), ("conv1_2", (64,)), ("conv2_1", (128,)), ("conv2_2", (128,)),
-        ("conv3_1", (256,)), ("conv3_2", (256,)), ("conv3_3", (256,)),
-        ("conv4_1", (512,)), ("conv4_2", (512,)), ("conv4_3", (512,)),
-        ("conv5_1", (512,)), ("conv5_2", (512,)), ("conv5_3", (512,)),
-    ]  # fmt: skip
-    assert infos[-2].shape == (512, 2, 2)

@@ -56,16 +56,17 @@ def test_names_are_those_of_torchvision():
     assert all(enum.IMAGENET1K_V1.url.startswith(pretrained._URL) for enum in enums.values())
 
 
-@pytest.mark.parametrize("net", ["alexnet", "vgg16", "vgg19", "squeezenet1_1"])
-def test_missing_imagenet_weights(net, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("key", "otherwise"), [("weights", "weights: random"), ("pretrained", "pretrained: null")])
+@pytest.mark.parametrize("network", pretrained.IMAGENET_FILES)
+def test_missing_imagenet_weights(network, key, otherwise, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    name, folder = pretrained.IMAGENET_FILES[net], tmp_path / "hub" / "checkpoints"
+    name, folder = pretrained.IMAGENET_FILES[network], tmp_path / "hub" / "checkpoints"
     with pytest.raises(StudyError) as error:
-        find_weights(net, "imagenet")
+        pretrained.find_weights(network, "imagenet", "the trunk", key=key)
     message = str(error.value)
-    assert f"{name}, and they are not in {folder}" in message
+    assert f"the trunk needs the ImageNet weights {name}, and they are not in {folder}" in message
     assert f"curl --create-dirs -L -o {folder / name} https://download.pytorch.org/models/{name}" in message
-    assert "weights: random" in message
+    assert f"as `{key}:`; or write `{otherwise}`" in message
 
 
 def test_missing_file_of_ones_own(tmp_path):
