@@ -157,8 +157,8 @@ def _of_model(key: str, model: Model) -> Iterator[Weights]:
         if isinstance(term, LpipsLoss):
             yield _lpips(f"{key}.reconstruction", term.net, term.weights)
         if isinstance(term, DfcLoss) and not isinstance(term.network, ModelFeatures):
-            network = term.network
-            yield Weights(f"{key}.reconstruction", f"DFC ({network.kind})", network.kind, network.weights)
+            features = term.network
+            yield Weights(f"{key}.reconstruction", f"DFC ({features.kind})", features.kind, features.weights)
     network = model.architecture.partition("-")[0]
     if model.pretrained is not None and network in IMAGENET_FILES:
         yield Weights(f"{key}.pretrained", f"the encoder ({network})", network, model.pretrained)
