@@ -15,11 +15,14 @@ from analysis.kinds import (
     is_tilted,
     name_of_kind,
 )
+from fluence.losses.networks import default_layers
 from fluence.study import (
     CsvDataset,
     Dataset,
+    DfcLoss,
     LpipsLoss,
     Model,
+    ModelFeatures,
     PixelLoss,
     Reconstruction,
     SsimLoss,
@@ -42,6 +45,10 @@ _SOURCES = {
     "structural similarity. IEEE Trans Image Process 13:600–612.",
     "lpips": "Zhang R, Isola P, Efros AA, Shechtman E, Wang O (2018). The unreasonable effectiveness of deep features "
     "as a perceptual metric. CVPR.",
+    "dfc": "Hou X, Shen L, Sun K, Qiu G (2017). Deep feature consistent variational autoencoder. WACV.",
+    "vggface": "Parkhi OM, Vedaldi A, Zisserman A (2015). Deep face recognition. BMVC.",
+    "attgan": "He Z, Zuo W, Kan M, Shan S, Chen X (2019). AttGAN: facial attribute editing by only changing what you "
+    "want. IEEE Trans Image Process 28:5464–5478.",
     "gini": "Hurley N, Rickard S (2009). Comparing measures of sparsity. IEEE Trans Inf Theory 55:4723–4741.",
     "ridge": "Hoerl AE, Kennard RW (1970). Ridge regression: biased estimation for nonorthogonal problems. "
     "Technometrics 12:55–67.",
@@ -197,8 +204,27 @@ def _term(term: Reconstruction) -> str:
             return f"{weight}1 − SSIM (Wang et al. 2004)"
         case LpipsLoss():
             return f"{weight}LPIPS ({term.net}, {_trunk(term.weights)}; Zhang et al. 2018)"
+        case DfcLoss():
+            return f"{weight}the deep feature consistency loss (Hou et al. 2017) on {_features(term)}"
         case other:
             assert_never(other)
+
+
+def _features(term: DfcLoss) -> str:
+    """The layers and the network whose features are compared."""
+    network = term.network
+    if isinstance(network, ModelFeatures):
+        images = "all training images" if network.group == "all" else f"the group {network.group}"
+        layers = _listing(term.layers or ("every convolution",))
+        return f"{layers} of the frozen encoder of “{network.model}”, trained before with the same seed on {images}"
+    name = {
+        "vgg16": "VGG16 (Simonyan & Zisserman 2015)",
+        "vgg19": "VGG19 (Simonyan & Zisserman 2015)",
+        "vggface": "VGGFace (Parkhi et al. 2015)",
+        "attgan": "the encoder of AttGAN (He et al. 2019)",
+    }[network.kind]
+    layers = _listing(term.layers or default_layers(network.kind))
+    return f"{layers} of {name}, frozen, {_trunk(network.weights).removeprefix('with ')}"
 
 
 def _trunk(weights: str) -> str:
@@ -323,10 +349,15 @@ def _references(study: Study) -> tuple[str, ...]:
     cited = ["gini", "ssim", "ridge", "permutation", "delta", study.analysis.correction]
     cited += networks.cited(models)
     cited += ["lpips"] if "lpips" in terms or study.record.lpips else []
+    compared = {term.network.kind for model in models for term in model.reconstruction if isinstance(term, DfcLoss)}
+    cited += ["vgg"] if {"vgg16", "vgg19"} & compared else []
+    cited += ["dfc"] if compared else []
+    cited += sorted(compared & {"vggface", "attgan"})
     cited += ["vae"] if any(model.kind == "vae" for model in models) else []
     cited += ["tilted"] if any(is_tilted(model) for model in models) else []
     cited += sorted({model.kind for model in models} & {"ar-vae", "vq-vae"})
-    mean_and_kl = (has_prior(m) and any(t.loss in ("ssim", "lpips") for t in m.reconstruction) for m in models)
+    means = ("ssim", "lpips", "dfc")
+    mean_and_kl = (has_prior(m) and any(t.loss in means for t in m.reconstruction) for m in models)
     cited += ["beta"] if any(mean_and_kl) else []
     cited += ["adamw"] if any(training.weight_decay for training in trainings) else []
     cited += ["adam"] if any(not training.weight_decay for training in trainings) else []

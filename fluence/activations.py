@@ -11,15 +11,14 @@ import torch
 
 from fluence.allocator import keep_freed_memory
 from fluence.data.images import ResidentImages, rows_of_group, split_rows
-from fluence.errors import ArtifactError, Interrupted
+from fluence.errors import Interrupted
 from fluence.layout import Layout, Run
-from fluence.models import Autoencoder, build
 from fluence.models.recording import Recorder, record
+from fluence.models.trained import load_trained
 from fluence.probes import ErrorProbe
 from fluence.store.activations import ActivationWriter, LayerInfo, NeedsFloat32, Which
 from fluence.store.outcome import write_progress
 from fluence.store.packed import Packed
-from fluence.store.weights import read_weights
 from fluence.study import Model, Record
 
 _BLOCK_IMAGES, _BLOCK_BYTES = 128, 2**29
@@ -80,7 +79,9 @@ class _Extraction:
         self._spec = spec
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._rated, self._training = Packed(spec.rated), Packed(spec.training)
-        self._network = _trained(spec, self._rated.image_size_px).to(self._device)
+        self._network = load_trained(spec.model, self._rated.image_size_px, spec.layout.weights(spec.run.id)).to(
+            self._device
+        )
         self._probe = ErrorProbe(spec.record, self._device)
         with record(self._network, spec.record.layers, spec.record.tap) as recorder:
             self._layers: tuple[LayerInfo, ...] = recorder.layers
@@ -176,22 +177,6 @@ class _Extraction:
             "unit_order": "channel, row, column",
             "lpips": f"{chosen.lpips.net}, {chosen.lpips.weights} weights" if chosen.lpips else "",
         }
-
-
-def _trained(spec: ExtractSpec, image_size_px: int) -> Autoencoder:
-    """The run's network with its trained weights, in eval mode.
-
-    Raises:
-        ArtifactError: the weights do not fit the network.
-    """
-    network = build(spec.model, image_size_px, spec.run.seed, pretrained=False)
-    path = spec.layout.weights(spec.run.id)
-    state, _ = read_weights(path)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ArtifactError(f"{path}: these weights belong to another network ({error})") from error
-    return network.eval().to(memory_format=torch.channels_last)
 
 
 def _as_rows(values: torch.Tensor) -> np.ndarray:

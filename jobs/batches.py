@@ -2,6 +2,10 @@
 
 Runs that need the same stages form arrays of the same length, in the same order: `aftercorr` then chains the stages of
 each run for itself. Packing comes before all of it; analysis and report come after any end of everything.
+
+A training that compares the features of others stands in a later array than they. It waits for any end of all of their
+array, since `aftercorr` pairs equal indices only and `afterok` would hold back every run for one that failed; whether
+its own ones came through, the task itself looks when it starts.
 """
 
 from __future__ import annotations
@@ -143,7 +147,7 @@ class _Drawing:
         for task in of_study:
             self._take(task.stage, 1)
         self._add_each("pack", [task for task in wanted if task.stage == "pack"])
-        for stages, runs in _alike([task for task in wanted if task.run]).items():
+        for stages, runs in _alike([task for task in wanted if task.run]):
             self._add_chains(stages, runs)
         self._add_study(of_study if self._drafts else [task for task in of_study if task in wanted])
         return Drafts(tuple(self._drafts), tuple(self._left_out), tuple(in_vain))
@@ -190,8 +194,11 @@ class _Drawing:
             self._add(Draft(stage, chosen, tuple(self._older(chosen))))
 
     def _add_chains(self, stages: tuple[str, ...], runs: list[dict[str, Task]]) -> None:
+        late = {task.id for task in self._left_out}
+        waiting = [run for run in runs if any(need in late for task in run.values() for need in task.needs)]
+        runs = [run for run in runs if run not in waiting] if waiting else runs
         number = self._fitting(stages, len(runs))
-        self._left_out += [task for run in runs[number:] for task in run.values()]
+        self._left_out += [task for run in [*runs[number:], *waiting] for task in run.values()]
         for part in self._cut(number):
             chosen = runs[part]
             for stage in stages:
@@ -219,11 +226,13 @@ class _Drawing:
         """What the tasks of a batch wait for: in the same chain one by one, else as a whole."""
         for task in tasks:
             for need in task.needs:
-                of_run = STAGE[self._planned[need].task.stage].each == "run"
-                if need in self._place:
-                    yield ("aftercorr" if of_run and len(tasks) > 1 else "afterok"), self._place[need]
+                run = self._planned[need].task.run
+                if need in self._place and run in (None, task.run):
+                    yield ("aftercorr" if run and len(tasks) > 1 else "afterok"), self._place[need]
+                elif need in self._place:
+                    yield "afterany", self._place[need]
                 elif need in self._in_flight:
-                    yield ("afterany" if of_run else "afterok"), self._in_flight[need][1]
+                    yield ("afterany" if run else "afterok"), self._in_flight[need][1]
 
     def _older(self, tasks: Sequence[Task]) -> Iterator[tuple[Kind, int | str]]:
         """Jobs that still write the same files, from an older state of the study."""
@@ -232,12 +241,16 @@ class _Drawing:
                 yield "afterany", self._in_flight[task.id][1]
 
 
-def _alike(tasks: list[Task]) -> dict[tuple[str, ...], list[dict[str, Task]]]:
-    """The runs by the stages they need, each as its tasks by stage."""
+def _alike(tasks: list[Task]) -> list[tuple[tuple[str, ...], list[dict[str, Task]]]]:
+    """The runs by the stages they need, each as its tasks by stage; after those whose training theirs waits for."""
     runs: dict[str, dict[str, Task]] = {}
-    for task in tasks:
+    waves: dict[str, int] = {}
+    run_of = {task.id: task.name for task in tasks}
+    for task in tasks:  # each stands after those it needs
         runs.setdefault(task.name, {})[task.stage] = task
-    groups: dict[tuple[str, ...], list[dict[str, Task]]] = {}
-    for run in runs.values():
-        groups.setdefault(tuple(stage for stage in _OF_RUNS if stage in run), []).append(run)
-    return groups
+        others = [run_of[need] for need in task.needs if run_of.get(need, task.name) != task.name]
+        waves[task.name] = max([waves.get(task.name, 0), *(waves[other] + 1 for other in others)])
+    groups: dict[tuple[int, tuple[str, ...]], list[dict[str, Task]]] = {}
+    for name, run in runs.items():
+        groups.setdefault((waves[name], tuple(stage for stage in _OF_RUNS if stage in run)), []).append(run)
+    return [(stages, groups[wave, stages]) for wave, stages in sorted(groups, key=lambda group: group[0])]

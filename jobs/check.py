@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fluence.errors import FluenceError, StudyError
 from fluence.layout import Layout
-from fluence.study import Analysis, LpipsLoss, LpipsProbe, Model, Study, TiltedPrior, VaeModel
+from fluence.study import Analysis, DfcLoss, Model, ModelFeatures, Study, TiltedPrior, VaeModel
 from jobs.estimate import ALL, Estimate, estimate
 from jobs.findings import Finding, Findings, Level, Report, counted, findings_of
 from jobs.pipeline import datasets_in_use
@@ -184,6 +184,7 @@ def _nearest(word: str, words: list[str]) -> str:
 
 
 def _models(study: Study) -> Findings:
+    from fluence.losses.networks import check_feature_layers, check_perceptual_losses
     from fluence.models.architectures import (
         check_image_size,
         check_layers,
@@ -203,6 +204,10 @@ def _models(study: Study) -> Findings:
             check_pretrained(model)
             constrained_layers(model)
             recordable = recordable_names(model)
+            check_perceptual_losses(model, study.data.image_size_px)
+            for loss in model.reconstruction:
+                if isinstance(loss, DfcLoss) and isinstance(loss.network, ModelFeatures):
+                    check_feature_layers(loss, recordable_names(study.models[loss.network.model]))
             if study.record.layers != "encoder":
                 check_layers(recordable, study.record.layers, f"record.layers: {name!r}")
         except StudyError as error:
@@ -245,35 +250,20 @@ def _shell(model: Model, key: str, image_size_px: int) -> Findings:
 
 
 def look_for_weights(study: Study) -> Findings:
-    """Whether the files that models, losses and probes need are on disk, where this process looks."""
-    from fluence.models.architectures import ARCHITECTURES
-    from fluence.store.pretrained import LPIPS_TRUNKS, RANDOM, find_weights
+    """Whether the weights files that the study needs are on disk, where this process looks."""
+    from fluence.store.pretrained import RANDOM, needs_of
 
-    models = {f"models.{name}": study.models[name] for name in study.model_names}
-    lpips: dict[str, LpipsLoss | LpipsProbe] = {
-        f"{key}.reconstruction": term
-        for key, model in models.items()
-        for term in model.reconstruction
-        if isinstance(term, LpipsLoss)
-    }
-    if study.record.lpips:
-        lpips["record.lpips"] = study.record.lpips
-    wanted = {k: (LPIPS_TRUNKS[term.net], term.weights, f"LPIPS ({term.net})") for k, term in lpips.items()}
-    for key, model in models.items():
-        network = ARCHITECTURES[model.architecture].imagenet
-        if model.pretrained and network:
-            wanted[f"{key}.pretrained"] = (network, model.pretrained, f"the encoder ({network})")
-    for key, (network, weights, who) in wanted.items():
+    for need in needs_of(study):
         try:
-            path = find_weights(network, weights, who, key="pretrained" if key.endswith("pretrained") else "weights")
+            path = need.find()
         except FluenceError as error:
-            yield Finding("error", key, str(error), "fetch the file, or write where it is as `weights: PATH`")
+            yield Finding("error", need.key, str(error), "type `fluence weights STUDY --fetch` where there is internet")
             continue
-        if weights == RANDOM:
-            found = f"{who} with random weights is no perceptual distance; every output will say so"
-            yield Finding("warning", key, found, "fetch the weights and write `weights: imagenet`")
+        if need.setting == RANDOM:
+            found = f"{need.who} with random weights is no perceptual distance; every output will say so"
+            yield Finding("warning", need.key, found, "fetch the weights and write `weights: imagenet`")
         else:
-            yield Finding("ok", key, f"weights of {who}: {path}")
+            yield Finding("ok", need.key, f"weights of {need.who}: {path}")
 
 
 # ── The machine ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -67,6 +67,17 @@ def _check(given: argparse.Namespace) -> int:
     return 2 if report.has_errors else 0
 
 
+def _weights(given: argparse.Namespace) -> int:
+    from jobs.weights import fetch_weights, weights_rows, weights_table
+
+    study, _ = _load(given)
+    if given.fetch:
+        fetch_weights(weights_rows(study), _say)
+    rows = weights_rows(study)
+    print(weights_table(rows))
+    return 0 if all(row.is_there for row in rows) else 1
+
+
 def _run(given: argparse.Namespace) -> int:
     from jobs.plan import plan
     from jobs.pool import Machine, Pool
@@ -266,6 +277,7 @@ def _report(given: argparse.Namespace) -> int:
 _ACTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "new": _new,
     "check": _check,
+    "weights": _weights,
     "run": _run,
     "submit": _submit,
     "status": _status,
@@ -282,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of `fluence`.
 
     Returns:
-        0 done, 1 a task failed, 2 wrong usage or study, 130 stopped by Ctrl-C.
+        0 done, 1 a task failed or weights are missing, 2 wrong usage or study, 130 stopped by Ctrl-C.
     """
     given = parse(arguments)
     try:

@@ -7,12 +7,16 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fluence.layout import Layout, Run
 from fluence.study import Study
 
+if TYPE_CHECKING:
+    from fluence.training import TrainedModel
+
 Section = dict[str, Any]
+Cell = tuple[str, str, int]  # model, group and seed
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Stage:
         each: what there is one task of: a data set, a run, or the study.
         version: raised when the stage computes other numbers from the same settings.
         uses_gpu: whether it runs on a GPU where there is one.
-        needs: the stages that a task of this one reads, in words of `each`.
+        needs: the stages that a task of this one reads, in words of `each`; a training may also need other trainings.
     """
 
     name: str
@@ -98,8 +102,11 @@ def tasks_of(study: Study, fingerprints: Mapping[str, str]) -> tuple[Task, ...]:
     """
     packs = {name: _pack(study, name, fingerprints[name]) for name in datasets_in_use(study)}
     tasks = list(packs.values())
-    for model, group, seed in study.trainings:
-        tasks += _run_tasks(study, packs, model, group, seed)
+    trained: dict[Cell, Task] = {}
+    place = {model: number for number, model in enumerate(models_in_order(study))}
+    for model, group, seed in sorted(study.trainings, key=lambda cell: place[cell[0]]):
+        tasks += (run := _run_tasks(study, packs, trained, model, group, seed))
+        trained[model, group, seed] = run[0]
     measures = tuple(task for task in tasks if task.stage == "measure")
     analyse = _task("analyse", "study", _analysis_section(study), (packs[study.data.rated], *measures))
     report = _task("report", "study", study.model_dump(mode="json"), (analyse,))
@@ -111,12 +118,44 @@ def datasets_in_use(study: Study) -> tuple[str, ...]:
     return tuple(dict.fromkeys((study.data.training, study.data.rated)))
 
 
-def _run_tasks(study: Study, packs: Mapping[str, Task], model: str, group: str, seed: int) -> list[Task]:
+def models_in_order(study: Study) -> tuple[str, ...]:
+    """The models of the grid in the order of the study, but each after those whose features it compares."""
+    return tuple(dict.fromkeys(name for model in study.model_names for name in study.models_before(model)))
+
+
+def _compared(study: Study, model: str, seed: int) -> dict[str, Cell]:
+    """The runs whose features the runs of a model and a seed compare: with the same seed, by `ModelFeatures.label`."""
+    return {other.label: (other.model, other.group, seed) for other in study.models[model].compared_models}
+
+
+def trained_models(task: Task, tasks: tuple[Task, ...], study: Study, layout: Layout) -> dict[str, TrainedModel]:
+    """Settings and weights of the trained models whose features a training compares, by `ModelFeatures.label`.
+
+    Args:
+        task: the training.
+        tasks: all tasks of the study.
+        study: the study.
+        layout: its folder.
+    """
+    from fluence.training import TrainedModel
+
+    assert task.run is not None
+    runs = [other.run for other in tasks if other.id in task.needs and other.run]
+    ids = {(run.model, run.group, run.seed): run.id for run in runs}
+    compared = _compared(study, task.run.model, task.run.seed)
+    return {name: TrainedModel(study.models[cell[0]], layout.weights(ids[cell])) for name, cell in compared.items()}
+
+
+def _run_tasks(
+    study: Study, packs: Mapping[str, Task], trained: Mapping[Cell, Task], model: str, group: str, seed: int
+) -> list[Task]:
+    """Training, extraction and measuring of one run; a training also needs those whose features it compares."""
     trained_on, rated = packs[study.data.training], packs[study.data.rated]
     section = _train_section(study, model, group, seed)
-    key = _key("train", section, (trained_on,))
+    needs = (trained_on, *(trained[cell] for cell in dict.fromkeys(_compared(study, model, seed).values())))
+    key = _key("train", section, needs)
     run = Run(model, group, seed, f"{model}-{group}-s{seed}-{key[:8]}")
-    train = _task("train", run.id, section, (trained_on,), run)
+    train = _task("train", run.id, section, needs, run)
     record = {"record": study.record.model_dump(mode="json")}
     extract = _task("extract", run.id, record, (train, rated, trained_on), run)
     epsilon = {"epsilon": study.analysis.epsilon.model_dump(mode="json")}

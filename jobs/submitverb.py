@@ -15,6 +15,7 @@ from jobs.pipeline import Task
 from jobs.sites import Site, load_site, placeholders
 from jobs.snapshot import Snapshot, take_snapshot
 from jobs.submit import Options, Sent, Submission, submit
+from jobs.weights import refuse_absent_weights
 
 _GFLOPS_PER_S = {70: 5e3, 75: 3e3, 80: 8e3, 86: 7e3, 89: 12e3, 90: 15e3}
 """What a GPU of each compute capability does of such networks' arithmetic: a guess, a third of its float32 peak."""
@@ -32,17 +33,19 @@ def run_submit(given: argparse.Namespace, study: Study, layout: Layout) -> Itera
         Lines for the user.
 
     Raises:
-        StudyError: an option, the site or the study is wrong.
+        StudyError: an option, the site or the study is wrong, or weights are missing.
         RunError: Slurm refuses, or cannot be reached.
     """
     site = load_site(given.site, placeholders(given.set))
     choice = Choice(stages=_stages(given.stage), runs=tuple(given.only))
     options = Options(choice, given.checkpoint_interval, given.strict)
     snapshot = take_snapshot(study, layout)
+    notes = refuse_absent_weights(study, site)
     done = submit(snapshot, layout, site, options, dry_run=given.dry_run)
     if given.dry_run:
         yield from _scripts(done)
     yield from _batches(done, site)
+    yield from (f"note: {note}" for note in notes)
     if given.dry_run:
         yield from _cost(done, snapshot, layout, site)
         yield "nothing was written and nothing was sent"

@@ -23,7 +23,10 @@ _ALSO = {
     ("pack", "analyse"): "afterany",
     ("measure", "analyse"): "afterany",
 }
-"""Whole batches that wait for a stage, besides the next stage of the same run, and for what end of it."""
+"""Whole batches that wait for a stage, besides the next stage of the same run, and for what end of it.
+
+Trainings that wait for other trainings are not among them: only those that wait for this very job wait on.
+"""
 
 
 def submit_successor(slurm: Slurm, layout: Layout, token: str, name: str) -> str:
@@ -53,6 +56,8 @@ def submit_successor(slurm: Slurm, layout: Layout, token: str, name: str) -> str
     for other in batches.values():
         if other.job and (first.stage, other.stage) in _ALSO:
             _let_wait(slurm, other.job, f"{_ALSO[first.stage, other.stage]}:{job}")
+        if other.job and first.job and first.stage == other.stage == "train":
+            _let_wait(slurm, other.job, f"afterany:{job}", besides=first.job)
     return job
 
 
@@ -69,11 +74,18 @@ def _write_pickle(old: Path, new: Path, name: str) -> None:
         temporary.write_bytes(pickle.dumps(delayed))
 
 
-def _let_wait(slurm: Slurm, job: str, condition: str) -> None:
-    """Adds a condition to what a job or array waits for; one that waits for nothing any more is left alone."""
+def _let_wait(slurm: Slurm, job: str, condition: str, besides: str = "") -> None:
+    """Adds a condition to what a job or array waits for; one that waits for nothing any more is left alone.
+
+    Args:
+        slurm: how Slurm is reached.
+        job: the job or array.
+        condition: what it shall wait for, too.
+        besides: if given, it is also left alone unless it waits for this job or array.
+    """
     shown = slurm.call("scontrol", "show", "job", "--oneliner", job).splitlines()
     found = re.search(r"\bDependency=([^\s(]\S*)", shown[0] if shown else "")
-    if found:
+    if found and (not besides or re.search(rf":{besides}(?!\d)", found[1])):
         present = re.sub(r"\([^)]*\)|_\*", "", found[1])
         slurm.call("scontrol", "update", f"JobId={job}", f"Dependency={present},{condition}")
 

@@ -24,7 +24,7 @@ from fluence.layout import Layout
 from fluence.store.files import no_space_explained
 from fluence.store.outcome import Outcome, Status, provenance, write_outcome, write_progress
 from fluence.study import Study
-from jobs.pipeline import STAGE, Task
+from jobs.pipeline import STAGE, Task, trained_models
 from jobs.plan import Planned, plan, run_rows
 from jobs.snapshot import Snapshot
 from jobs.starts import MOST_STARTS, is_hopeless
@@ -210,6 +210,7 @@ def _train(task: Task, context: Context) -> Result:
         group_by=study.data.group_by,
         min_group_size=study.data.min_group_size,
         key=task.key,
+        trained=trained_models(task, context.tasks, study, layout),
     )
     summary = train(spec, stop=context.stop, checkpoint_interval_s=context.execution.checkpoint_interval_s, quiet=True)
     return Result(f"epoch {summary.chosen_epoch} of {summary.epochs} kept", asdict(summary))

@@ -37,7 +37,7 @@ class Objective(nn.Module):
 
         Args:
             model: settings of the model.
-            trained: models of the same study whose features are compared, by name.
+            trained: models of the same study whose features are compared, frozen, by `ModelFeatures.label`.
 
         Raises:
             StudyError: a term is listed twice, or weights are missing.

@@ -1,6 +1,6 @@
 """How far a reconstruction is from its original. Every function gives one number per image, [B].
 
-Images are [B, C, H, W] in [0, 1]. L1 and L2 are sums over the image, 1 − SSIM and LPIPS are means over it.
+Images are [B, C, H, W] in [0, 1]. L1 and L2 are sums over the image; 1 − SSIM, LPIPS and DFC are means over it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fluence.errors import StudyError
+from fluence.losses.features import dfc_distance
+from fluence.losses.networks import network_name
 from fluence.losses.perceptual import Lpips
 from fluence.losses.terms import Pass, Term
-from fluence.study import LpipsLoss, Model, Reconstruction
+from fluence.study import DfcLoss, LpipsLoss, Model, Reconstruction
 
 SSIM_WINDOW_PX, SSIM_SIGMA_PX = 11, 1.5
 SSIM_K1, SSIM_K2 = 0.01, 0.03
@@ -97,7 +99,7 @@ def reconstruction_terms(model: Model, trained: Mapping[str, nn.Module]) -> Iter
 
     Args:
         model: settings of the model.
-        trained: models of the same study whose features are compared, by name.
+        trained: models of the same study whose features are compared, frozen, by `ModelFeatures.label`.
 
     Raises:
         StudyError: weights are missing.
@@ -110,6 +112,10 @@ def _term(loss: Reconstruction, trained: Mapping[str, nn.Module]) -> Term:
     if isinstance(loss, LpipsLoss):
         network = Lpips(loss.net, loss.weights)
         return Term(f"reconstruction/{network.name}", loss.weight, _comparing(network), network=network)
+    if isinstance(loss, DfcLoss):
+        distance = dfc_distance(loss, trained)
+        name = f"reconstruction/dfc_{network_name(loss.network)}"
+        return Term(name, loss.weight, _comparing(distance), network=distance)
     return Term(f"reconstruction/{loss.loss}", loss.weight, _comparing((SUMS | MEANS)[loss.loss]))
 
 

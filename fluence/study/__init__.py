@@ -186,6 +186,44 @@ class Study(Section):
             raise ValueError("analysis.epsilon.report: must be one of analysis.epsilon.quantiles")
         return self
 
+    @model_validator(mode="after")
+    def _compared_models_are_trained(self) -> Study:
+        """A DFC loss may compare features of a model that is in the grid, and that does not wait for it in turn."""
+        for name, _, seed in self.trainings:
+            for features in self.models[name].compared_models:
+                needed, key = (features.model, features.group, seed), f"models.{name}.reconstruction"
+                if features.model not in self.model_names:
+                    raise ValueError(
+                        f"{key}: the features of the model {features.model!r} are compared, but it is not in the "
+                        f"grid; there are: {', '.join(self.model_names)}"
+                    )
+                if needed not in self.trainings:
+                    raise ValueError(
+                        f"{key}: the features of {features.model!r}, trained on the group {features.group!r} with seed "
+                        f"{seed}, are compared, but the grid has no such run; add it to grid.groups and grid.seeds"
+                    )
+                if name in self.models_before(features.model):
+                    raise ValueError(
+                        f"{key}: {name!r} would have to be trained before itself, since it compares the features of "
+                        f"{features.model!r}"
+                    )
+        return self
+
+    def models_before(self, name: str) -> tuple[str, ...]:
+        """A model and those whose features it compares, directly or through others, each after those it needs."""
+        found: dict[str, None] = {}
+        waiting: list[str] = []
+
+        def visit(name: str) -> None:
+            waiting.append(name)
+            for features in self.models[name].compared_models:
+                if features.model in self.models and features.model not in (*waiting, *found):
+                    visit(features.model)
+            found[waiting.pop()] = None
+
+        visit(name)
+        return tuple(found)
+
     def _refuse_unknown_models(self) -> None:
         chosen = [("grid.models", grid.models) for grid in self.grids if grid.models != "every"]
         compared = [(f"comparisons.{name}.models", found.models) for name, found in self.comparisons.items()]

@@ -65,7 +65,8 @@ class FaceFeatures(Section):
     kind: Literal["vggface"]
     """VGGFace."""
     weights: str
-    """Path of the weights file: a state dict with `conv1_1.weight` … `conv5_3.bias`."""
+    """Path of the weights file: a state dict with `conv1_1.weight` … `conv5_3.bias`, as of `vgg_face_dag.pth`, or with
+    torchvision's names `features.0.weight` …; or `random`, which is named so in every output."""
 
 
 class AttganFeatures(Section):
@@ -74,7 +75,11 @@ class AttganFeatures(Section):
     kind: Literal["attgan"]
     """Encoder of AttGAN."""
     weights: str
-    """Path of the weights file: a state dict with the encoder's layers."""
+    """Path of the weights file: a state dict in which the encoder's five convolutions stand in order, each followed by
+    its batch normalisation; or `random`, which is named so in every output."""
+    slope: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Slope of the leaky ReLU below 0, which no weights file tells. `null`: .2 as in the paper, or .01, PyTorch's own,
+    if the layers are named `enc_layers.0.layers.0` … as in the PyTorch port that was trained with it."""
 
 
 class ModelFeatures(Section):
@@ -86,6 +91,11 @@ class ModelFeatures(Section):
     """Its name. The run with the same seed is used, and waited for."""
     group: str = "all"
     """The group that it was trained on."""
+
+    @property
+    def label(self) -> str:
+        """Model and group, as in the name of a run."""
+        return f"{self.model}-{self.group}"
 
 
 Features = Annotated[VggFeatures | FaceFeatures | AttganFeatures | ModelFeatures, Field(discriminator="kind")]
@@ -99,8 +109,8 @@ class DfcLoss(Section):
     network: Features = VggFeatures(kind="vgg19")
     """The network whose features are compared. It is frozen."""
     layers: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Names of its layers, such as `relu3_1` of a VGG; `null`: relu1_1, relu2_1 and relu3_1 of a VGG, every layer of
-    another network."""
+    """Names of its layers, such as `relu3_1` of a VGG; `null`: relu1_1, relu2_1 and relu3_1 of a VGG, every
+    convolution of another network."""
     weight: Positive = 1.0
     """Factor of this term. A mean weighs little beside a sum over pixels: look at the effective β."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fluence.study.loss import Attribute, Layers, PixelLoss, Reconstruction, Sparsity
+from fluence.study.loss import Attribute, DfcLoss, Layers, ModelFeatures, PixelLoss, Reconstruction, Sparsity
 from fluence.study.section import NotNegative, Positive, Section
 from fluence.study.training import TrainingOverride
 
@@ -177,6 +177,12 @@ class AutoencoderSettings(Section):
     """Constraints on the activations of the encoder; they are added to the loss."""
     training: TrainingOverride = TrainingOverride()
     """Training settings of this model alone."""
+
+    @property
+    def compared_models(self) -> tuple[ModelFeatures, ...]:
+        """The models of the study whose features a term of the loss compares."""
+        networks = (term.network for term in self.reconstruction if isinstance(term, DfcLoss))
+        return tuple(network for network in networks if isinstance(network, ModelFeatures))
 
     @property
     def norms(self) -> Norms:

@@ -20,6 +20,7 @@ from fluence.store.weights import write_weights
 from fluence.training.checkpoint import Checkpoints
 from fluence.training.distributed import Ranks, Team, first_pass_undone
 from fluence.training.divergence import GRADIENT, DivergenceWatch
+from fluence.training.features import trained_features
 from fluence.training.metrics_log import EpochSums, MetricsLog
 from fluence.training.precision import LossScaler, autocast, choose_precision
 from fluence.training.progress import Place, Progress
@@ -98,7 +99,8 @@ class TrainingLoop:
         # Channels last is how convolutions are fastest; it changes no result but by rounding.
         self.model = model.to(memory_format=torch.channels_last)
         self._network = team.wrap(self.model)
-        self._objective = Objective(spec.model).to(ranks.device)
+        trained = trained_features(spec.trained, data.image_size_px)
+        self._objective = Objective(spec.model, trained).to(ranks.device)
         self._recorder = Recorder(self.model, self._objective.layers, "post")
         self._precision = choose_precision(settings, ranks.device)
         self._scaler = LossScaler(self._precision, ranks.device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,19 @@ from fluence.layout import Layout, Run
 from fluence.store.packed import Packed
 from fluence.study import Model, Training
 from fluence.training.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Another training of the same study, whose features this one compares.
+
+    Attributes:
+        model: its settings.
+        weights: what it handed on.
+    """
+
+    model: Model
+    weights: Path
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,7 @@ class TrainSpec:
         group_by: columns that make the groups.
         min_group_size: a group with fewer images is skipped.
         key: hash of everything that determines the result; a checkpoint with another key is not continued.
+        trained: trained models whose features are compared, by `ModelFeatures.label`.
     """
 
     model: Model
@@ -39,6 +54,7 @@ class TrainSpec:
     group_by: tuple[str, ...]
     min_group_size: int
     key: str
+    trained: Mapping[str, TrainedModel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,35 @@ def test_a_model_that_was_taught_the_ratings_is_named() -> None:
     assert "not on their ratings" not in text
 
 
+DFC_NETWORKS = [
+    (
+        {"kind": "vgg19"},
+        "relu1_1, relu2_1 and relu3_1 of VGG19 (Simonyan & Zisserman 2015), frozen, ImageNet weights",
+        "Simonyan",
+    ),
+    ({"kind": "vgg16", "weights": "random"}, "frozen, random weights, hence no perceptual distance", "Simonyan"),
+    ({"kind": "vggface", "weights": "f.pth"}, "VGGFace (Parkhi et al. 2015), frozen, weights from a file", "Parkhi"),
+    ({"kind": "attgan", "weights": "a.pth"}, "conv1, conv2, conv3, conv4 and conv5 of the encoder of AttGAN", "He Z"),
+    (
+        {"kind": "model", "model": "plain"},
+        "every convolution of the frozen encoder of “plain”, trained before with the same seed on all training images",
+        "Hou X",
+    ),
+]
+
+
+@pytest.mark.parametrize(("network", "expected", "reference"), DFC_NETWORKS)
+def test_feature_networks_are_described(network: dict[str, object], expected: str, reference: str) -> None:
+    loss = {"loss": "dfc", "network": network, "weight": 10}
+    methods = write_methods(
+        study(models={"m": {"kind": "vae", "reconstruction": [loss]}, "plain": {"kind": "vae"}}), Facts()
+    )
+    assert "10 times the deep feature consistency loss (Hou et al. 2017) on " in text_of(methods)
+    assert expected in text_of(methods)
+    for name in (reference, "Hou X", "Higgins"):
+        assert any(line.startswith(name) for line in methods.references)
+
+
 def test_models_trained_on_the_rated_images_are_named_so() -> None:
     data = study().data.model_copy(update={"training": "jury"})
     assert "trained on the rated images themselves" in text_of(write_methods(study(data=data.model_dump()), Facts()))

@@ -17,6 +17,7 @@ from torch import nn
 
 from fluence.errors import ArtifactError, StudyError
 from fluence.losses import Lpips, l1, l2, ssim, ssim_loss
+from fluence.losses.networks import LPIPS_SMALLEST_PX
 
 IMAGES = hnp.arrays("float64", (2, 2, 3, 12, 13), elements=st.floats(0, 1))  # (x and y, images, channels, H, W)
 PIXEL_LOSSES = [l1, l2, ssim_loss]
@@ -180,7 +181,7 @@ def test_lpips_against_the_paper_written_out(trunk_file):
 def test_lpips_network_sees_images_from_minus_one_to_one(squeeze):
     """Mistake: LPIPS fed [0, 1]."""
     seen = []
-    hook = squeeze.network.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs))
+    hook = squeeze.network.scaling_layer.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs))
     x = torch.zeros(1, 3, 32, 32)
     x[..., 16:] = 1
     squeeze(x, x.flip(-1))
@@ -195,6 +196,33 @@ def test_lpips_equals_the_package_given_the_same_trunk(squeeze):
     theirs.net.load_state_dict(squeeze.network.net.state_dict())
     x, y = random_images(2, 3, 32, 32, dtype=torch.float32), random_images(2, 3, 32, 32, seed=1, dtype=torch.float32)
     assert torch.equal(squeeze(x, y), theirs(x, y, normalize=True).flatten())
+
+
+def test_lpips_takes_the_originals_for_constants(squeeze):
+    x, y = (random_images(2, 3, 32, 32, seed=seed, dtype=torch.float32).requires_grad_() for seed in (0, 1))
+    squeeze(x, y).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert y.grad is None
+
+
+def test_lpips_has_a_gradient_where_all_channels_are_silent(trunk_file, tmp_path):
+    """The package's own is NaN there: the root of a sum of squares has no slope at 0."""
+    state = torch.load(trunk_file, weights_only=True)
+    state["features.0.bias"] = torch.full_like(state["features.0.bias"], -1e3)
+    torch.save(state, tmp_path / "silent.pth")
+    silent = Lpips("squeeze", str(tmp_path / "silent.pth"))
+    x = random_images(1, 3, 32, 32, dtype=torch.float32).requires_grad_()
+    silent(x, torch.zeros_like(x)).sum().backward()
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize(("net", "smallest_px"), LPIPS_SMALLEST_PX.items())
+def test_lpips_refuses_images_that_are_too_small_and_no_others(net, smallest_px):
+    network = Lpips(net, "random")
+    x = torch.zeros(1, 3, smallest_px, smallest_px)
+    assert network(x, x).tolist() == [0]
+    with pytest.raises(StudyError, match=rf"LPIPS \({net}\) needs images of at least {smallest_px} × {smallest_px} px"):
+        network(x[..., 1:], x[..., 1:])
 
 
 def test_lpips_of_identical_images_is_zero_and_of_others_positive(squeeze):
