@@ -72,6 +72,19 @@ def test_a_figure_reaches_disk_and_report(tmp_path: Path) -> None:
     assert plate.image == (tmp_path / "gain.png").read_bytes()
 
 
+def test_few_colours_are_enough_for_a_drawing(tmp_path: Path) -> None:
+    figures.draw(tmp_path, "f", "t", "c", figures.loss_curves, curves(), ("all", "a"))
+    with look():
+        figure = figures.loss_curves(curves(), ("all", "a"))
+        figure.savefig(tmp_path / "all.png", dpi=200, facecolor="white")
+    with Image.open(tmp_path / "f.png") as few, Image.open(tmp_path / "all.png") as every:
+        assert few.mode == "P"
+        difference = np.abs(np.asarray(few.convert("RGB"), float) - np.asarray(every.convert("RGB"), float))
+        assert few.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    assert difference.mean() < 0.1
+    assert (tmp_path / "f.png").stat().st_size < 0.5 * (tmp_path / "all.png").stat().st_size
+
+
 def test_the_same_figure_has_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         figures.draw(tmp_path / folder, "f", "", "", figures.forest, groups(), "Gini")
