@@ -73,6 +73,7 @@ def _runs_of_model(axes: Axes, rows: pd.DataFrame, style: Style) -> None:
             marker=marker if phase == marked else None,
             markevery=[len(by_epoch) - 1],
             markersize=3,
+            clip_on=False,  # the last epoch is at the edge
         )
 
 
@@ -119,6 +120,7 @@ def _line_of_model(axes: Axes, rows: pd.DataFrame, style: Style, *, behind: bool
 
 def _name_places(axes: Axes, layers: Sequence[str]) -> None:
     if layers:
-        axes.set_xticks(np.arange(len(layers)), [shorten(name, 16) for name in layers], rotation=90)
+        size = 7 if len(layers) <= 10 else 6
+        axes.set_xticks(np.arange(len(layers)), [shorten(name, 16) for name in layers], rotation=90, fontsize=size)
     else:
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])

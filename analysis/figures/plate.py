@@ -116,7 +116,7 @@ def _saved(figure: Figure, kind: str) -> bytes:
     options: Any = {
         "png": {"metadata": {"Software": None}},
         "pdf": {"metadata": {"CreationDate": None, "Producer": None, "Creator": None}},
-        "jpeg": {"pil_kwargs": {"quality": 88, "optimize": True}},
+        "jpeg": {"pil_kwargs": {"quality": 85, "optimize": True}},
     }[kind]
     target = io.BytesIO()
     dpi = _PHOTOGRAPHS_DPI if kind == "jpeg" else _DPI

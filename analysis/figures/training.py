@@ -25,7 +25,7 @@ _TERM_NAMES = {
     "sparsity/kl": "KL sparsity",
     "sparsity/l0": "L0 sparsity",
     "sparsity/l1": "L1 sparsity",
-    "attention/l1": "L1 of the gates",
+    "attention/l1": "L1 of gates",
     "codebook": "Codebook",
     "commitment": "Commitment",
     "perplexity": "Perplexity",

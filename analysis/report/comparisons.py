@@ -163,7 +163,7 @@ def _loss_table(case: Case) -> Table:
     for model in case.models:
         own = ends[ends["model"] == model]
         epochs = [str(epoch) for epoch in sorted(own["epoch"].unique())]
-        of_terms = [_over_seeds(own.loc[own["term"] == term, "value"]) for term in terms]
+        of_terms = [mean_and_spread(own.loc[own["term"] == term, "value"]) for term in terms]
         numbers[model] = (cell(listed(epochs) if epochs else NOTHING), *of_terms)
     images = "held-out" if phase == "validation" else "training"
     counts = {model: case.num_done(model) for model in case.models}
@@ -179,9 +179,9 @@ def _metric_table(case: Case) -> Table:
     numbers = {}
     for model in case.models:
         own, sparsity = means[means["model"] == model], layers[layers["model"] == model]
-        of_errors = [_over_seeds(own.loc[own["metric"] == key, "value"]) for key in errors]
+        of_errors = [mean_and_spread(own.loc[own["metric"] == key, "value"]) for key in errors]
         by_seed = [sparsity[sparsity["metric"] == key].groupby("seed")["value"].mean() for key in metrics]
-        numbers[model] = (*of_errors, *map(_over_seeds, by_seed))
+        numbers[model] = (*of_errors, *map(mean_and_spread, by_seed))
     caption = "Reconstruction errors, mean over the rated images, and sparsity, mean over images and layers"
     counts = {model: case.num_measured(model) for model in case.models}
     return _table(case, caption, (*errors.values(), *metrics.values()), counts, numbers)
@@ -194,7 +194,7 @@ def _gain_table(case: Case) -> Table:
     columns = ("Δ R²", "interval", "seeds from … to", "p adjusted", "strongest partial correlation")
     numbers = {model: (*_gain(case, model), _strongest(case, model)) for model in case.models}
     caption = "What all metrics add to the confounds, mean over the seeds; p is adjusted over the models of the study"
-    return _table(case, caption, columns, counts, numbers, file="../statistics/ridge_over_seeds.csv")
+    return _table(case, caption, columns, counts, numbers, file="../statistics/ridgemean_and_spread.csv")
 
 
 def _table(
@@ -245,16 +245,24 @@ def _strongest(case: Case, model: str) -> Cell:
     return cell(f"r = {number(top['r'], 2, sign=True)}, {p_equals(top['p'])}: {name}")
 
 
-def _over_seeds(values: pd.Series) -> Cell:
-    """Mean of a value per seed, ± their standard deviation if there are several; three significant digits."""
+def mean_and_spread(values: pd.Series) -> Cell:
+    """Mean of a value per seed, ± their standard deviation if there are several.
+
+    Three significant digits of the mean, more where the standard deviation would be rounded to zero.
+    """
     values = values.dropna()
     if values.empty:
         return cell(None)
-    mean = float(values.mean())
-    size = abs(mean) if mean and math.isfinite(mean) else 1.0
-    digits = min(6, max(0, 2 - math.floor(math.log10(size))))
-    spread = f" ± {number(values.std(ddof=1), digits)}" if len(values) > 1 else ""
-    return Cell(number(mean, digits) + spread, mean)
+    mean, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    digits = max(_decimals(mean, 3), _decimals(spread, 1))
+    return Cell(number(mean, digits) + (f" ± {number(spread, digits)}" if len(values) > 1 else ""), mean)
+
+
+def _decimals(value: float, significant: int) -> int:
+    """Decimals that show so many significant digits of a value, at most 6; 0 for zero."""
+    if value == 0 or not math.isfinite(value):
+        return 0
+    return min(6, max(0, significant - 1 - math.floor(math.log10(abs(value)))))
 
 
 def _reading(case: Case) -> str:

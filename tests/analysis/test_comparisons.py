@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.report import write_report
 from analysis.report.compared import Case, case_of, compared_terms
-from analysis.report.comparisons import comparisons
+from analysis.report.comparisons import comparisons, mean_and_spread
 from analysis.report.evidence import Evidence, compared_strips, gather, run_means
 from analysis.report.page import Heading, Picture, Section, Table, Text
 from analysis.report.summary import summarise
+from fluence.layout import Layout
 from fluence.store.activations import Activations
 from tests.analysis.invented_study import MadeStudy, blurred, build
-from tests.analysis.test_figures import drawn, texts
+from tests.analysis.test_figures import drawn
 from tests.analysis.test_report import CHROMIUM, Links, chromium, text_of
 
 VAE = {"kind": "vae"}
@@ -58,7 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> MadeStudy:
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def evidence(made: MadeStudy) -> Evidence:
     return gather(made.study, made.layout, made.runs)
 
@@ -68,9 +68,17 @@ def case(evidence: Evidence, name: str) -> Case:
     return case_of(evidence, summarise(evidence), name, means)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def section(evidence: Evidence) -> Section:
     return comparisons(evidence, summarise(evidence))[0]
+
+
+def changed(evidence: Evidence, name: str, **changes: object) -> list[object]:
+    """The items of one comparison, made from other evidence."""
+    study = evidence.study
+    alone = study.model_copy(update={"comparisons": {name: study.comparisons[name]}})
+    other = replace(evidence, study=alone, **changes)
+    return part(comparisons(other, summarise(other))[0], name)
 
 
 def part(section: Section, name: str) -> list[object]:
@@ -188,10 +196,34 @@ def test_a_model_without_a_term_has_a_dash_and_the_term_a_panel(section: Section
     assert lines == {"Loss": 8, "L2 error": 8, "KL divergence": 8, "KL sparsity, sum over layers": 4}
 
 
+def test_terms_beyond_nine_panels_are_named_in_the_caption(evidence: Evidence) -> None:
+    more = pd.concat(
+        [
+            evidence.curves,
+            evidence.curves[evidence.curves["term"] == "kl"].assign(term="reconstruction/lpips_vgg"),
+            *(evidence.curves[evidence.curves["term"] == "kl"].assign(term=f"attribute/{n}") for n in range(9)),
+        ]
+    )
+    items = changed(evidence, "constraint", curves=more)
+    assert "In the table only: attribute/5, attribute/6, attribute/7, attribute/8 and KL sparsity" in caption(
+        items, "losses"
+    )
+    assert "attribute/8" in rows_of(items, "Loss terms")["small"]
+
+
 def test_runs_that_broke_off_are_drawn_and_named_but_do_not_enter_the_means(section: Section) -> None:
     items = part(section, "constraint")
     assert "Drawn as far as they came: sparse seed 1 (diverged)." in caption(items, "losses")
     assert rows_of(items, "Loss terms")["sparse"]["epochs"] == "8"
+
+
+def test_every_term_of_a_log_is_read_and_nothing_else(made: MadeStudy, tmp_path: Path) -> None:
+    terms = {"loss", "kl", "codebook", "perplexity", "attention/l1/conv4", "sparsity/kl/mu", "attribute/age"}
+    others = {"learning_rate", "gradient_norm", "num_images", "step"}
+    log = Layout(tmp_path).metrics_log(made.runs[0].run.id)
+    log.parent.mkdir(parents=True)
+    log.write_text(json.dumps({"epoch": 1, "phase": "train"} | dict.fromkeys(terms | others, 1.0)), encoding="utf-8")
+    assert set(gather(made.study, Layout(tmp_path), made.runs[:1]).curves["term"]) == terms
 
 
 # ── Reconstructions, metrics, ratings ────────────────────────────────────────────────────────────────────────────
@@ -223,9 +255,28 @@ def test_errors_and_sparsity_against_a_slow_reference(made: MadeStudy, section: 
             ]
             sparsity.append(np.mean([layer["value"].mean() for layer in layers]))
     row = rows_of(part(section, "size"), "Reconstruction errors")["small"]
-    assert row["L1"] == f"{np.mean(errors):.3f} ± {np.std(errors, ddof=1):.3f}"
-    assert row["Gini"] == f"{np.mean(sparsity):.3f} ± {np.std(sparsity, ddof=1):.3f}"
+    for text, values in ((row["L1"], errors), (row["Gini"], sparsity)):
+        mean, spread = map(float, text.split(" ± "))
+        assert mean == pytest.approx(np.mean(values), abs=5.1e-4)
+        assert spread == pytest.approx(np.std(values, ddof=1), abs=5.1e-4)
+        assert spread > 0
     assert {"L2", "1 − SSIM", "Lε (q = 0.5)"} <= set(row)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([1, 3], "2.00 ± 1.41"),
+        ([71.43, 71.51], "71.47 ± 0.06"),  # a spread that is there is never printed as zero
+        ([-1234.5], "−1234"),
+        ([0.2, 0.2], "0.200 ± 0.000"),
+        ([0.5, math.nan], "0.500"),
+        ([1e-9, 2e-9], "0.000000 ± 0.000000"),
+        ([], "–"),
+    ],
+)
+def test_digits_follow_the_mean_and_its_spread(values: list[float], text: str) -> None:
+    assert mean_and_spread(pd.Series(values, dtype=float)).text == text
 
 
 def test_gains_are_those_of_the_statistics(section: Section, evidence: Evidence) -> None:
@@ -274,9 +325,8 @@ def test_no_difference_is_called_significant(section: Section, evidence: Evidenc
     words = part(section, "constraint")[-1].text
     assert "means over seeds (one seed only of sparse); none was tested" in words
     assert "exploratory" in words
-    first = evidence.runs[:1] + [row for row in evidence.runs[1:] if row.run.seed == 0]
-    once = replace(evidence, runs=first)
-    assert "No model has more than one seed" in part(comparisons(once, summarise(once))[0], "size")[-1].text
+    once = [row for row in evidence.runs if row.run.seed == 0]
+    assert "No model has more than one seed" in changed(evidence, "size", runs=once)[-1].text
 
 
 # ── Metrics by layer ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -306,67 +356,6 @@ def test_gates_are_left_out_and_seeds_spread_by_hand(evidence: Evidence) -> None
     found, layers = replace(case(evidence, "size"), means=means).by_layer("gini")
     assert layers == ("conv1", "mu")
     assert found[["mean", "low", "high"]].to_numpy().tolist() == [[1.0, 0.5, 1.5], [0.75, 0.25, 1.25]]
-
-
-# ── The look of the figures ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def many_curves(num_models: int, num_terms: int) -> pd.DataFrame:
-    rows = [
-        (f"model-{model}", seed, phase, epoch, f"reconstruction/term{term}", (model + 1) * 100 / epoch**2)
-        for model in range(num_models)
-        for seed in (0, 1)
-        for phase in ("train", "validation")
-        for epoch in range(1, 6)
-        for term in range(num_terms)
-    ]
-    return pd.DataFrame(rows, columns=["model", "seed", "phase", "epoch", "term", "value"])
-
-
-def labels(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-@pytest.mark.parametrize("num_models", [2, 8, 12])
-def test_models_are_told_apart_by_colour_and_marker(num_models: int) -> None:
-    names = [f"model-{number}" for number in range(num_models)]
-    styles = figures.style_of(names)
-    assert len(set(styles.values())) == num_models
-    assert len({colour for colour, _ in styles.values()}) == min(num_models, 8)
-    figure = drawn(figures.compared_curves, many_curves(num_models, 2), styles)
-    assert labels(figure) == [*names, "train", "validation"]
-    solid = [line for line in figure.axes[0].lines if line.get_linestyle() == "-"]
-    assert len(solid) == 2 * num_models
-    assert {(line.get_color(), line.get_marker()) for line in solid} == set(styles.values())
-    assert figure.axes[0].get_yscale() == "log"
-
-
-def test_terms_beyond_nine_panels_are_named_in_the_caption(evidence: Evidence) -> None:
-    more = pd.concat(
-        [
-            evidence.curves,
-            evidence.curves[evidence.curves["term"] == "kl"].assign(term="reconstruction/lpips_vgg"),
-            *(evidence.curves[evidence.curves["term"] == "kl"].assign(term=f"attribute/{n}") for n in range(9)),
-        ]
-    )
-    crowded = replace(evidence, curves=more)
-    items = part(comparisons(crowded, summarise(crowded))[0], "constraint")
-    assert "In the table only: attribute/5, attribute/6, attribute/7, attribute/8 and KL sparsity" in caption(
-        items, "losses"
-    )
-    assert "attribute/8" in rows_of(items, "Loss terms")["small"]
-
-
-def test_every_model_has_a_panel_before_the_others_in_grey() -> None:
-    names = [f"model-{number}" for number in range(6)]
-    values = [(model, place, 0.5, 0.4, 0.6) for model in names for place in range(3)]
-    rows = pd.DataFrame(values, columns=["model", "place", "mean", "low", "high"])
-    figure = drawn(figures.metric_by_layer, rows, "Gini", figures.style_of(names), ("conv1", "conv2", "mu"))
-    visible = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title(loc="left") for axes in visible] == names
-    assert all(len(axes.lines) == 6 for axes in visible)
-    assert [sum(line.get_color() == "#cccccc" for line in axes.lines) for axes in visible] == [5] * 6
-    assert "conv2" in texts(figure)
 
 
 # ── In a browser ─────────────────────────────────────────────────────────────────────────────────────────────────
