@@ -88,7 +88,7 @@ def metric_by_layer(rows: pd.DataFrame, label: str, styles: Mapping[str, Style],
         layers: names of the layers, the same for all models; empty if they differ.
     """
     models = [model for model in styles if model in set(rows["model"])]
-    num_columns = min(_PANELS_PER_ROW, len(models))
+    num_columns = min(_PANELS_PER_ROW, max(2, len(models)))
     num_rows = math.ceil(len(models) / num_columns)
     below_in = (0.1 + 0.055 * max(map(len, layers))) if layers else 0.2
     figure = Figure(figsize=(TWO_COLUMNS_IN, 0.3 + below_in + 1.35 * num_rows))

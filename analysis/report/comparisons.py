@@ -99,14 +99,10 @@ def _cut_short(case: Case) -> str:
 
 
 def _absent(case: Case, what: str, present: set[str]) -> str:
-    """A sentence on the models that a figure does not show, with what stood in the way."""
-    untrained = untrained_models(case.evidence)
-    words = [
-        f"{model} ({case.lacking(model) or ('left untrained' if model in untrained else 'none was kept')})"
-        for model in case.models
-        if model not in present
-    ]
-    return f" Without {what}: {listed(words)}." if words else ""
+    """A sentence on the models that a figure does not show."""
+    absent = [model for model in case.models if model not in present]
+    why = "the tables say why" if any(case.lacking(model) for model in absent) else "none was kept"
+    return f" Without {what}: {listed(absent)}; {why}." if absent else ""
 
 
 def _reconstructions(case: Case) -> Iterator[Item]:

@@ -302,9 +302,9 @@ def test_what_a_model_lacks_is_in_its_row_and_in_the_captions(section: Section) 
         assert lacking["idle"] == "no run on all groups together is planned"
         assert rows["late"]["seeds"] == "0 of 2"
         assert rows["broken"][list(rows["broken"])[3]] == "–"
-    assert "Without a training log: broken (seed 0 failed" in caption(items, "losses")
-    for end in ("reconstructions", "layers"):
-        assert "late (seed 0 unfinished" in caption(items, end)
+    assert "Without a training log: broken and idle; the tables say why." in caption(items, "losses")
+    assert "Without reconstructions: late, broken and idle; the tables say why." in caption(items, "reconstructions")
+    assert "Without metrics: late, broken and idle; the tables say why." in caption(items, "layers")
 
 
 def test_metrics_that_cannot_be_read_are_named(made: MadeStudy, evidence: Evidence) -> None:
