@@ -4,25 +4,33 @@ Each function takes tables and arrays and returns a matplotlib figure; `draw` gi
 and PDF, and hands it to the report as a `Plate`.
 """
 
+from analysis.figures.comparisons import MOST_PANELS, Style, compared_curves, metric_by_layer, style_of
 from analysis.figures.effects import correlations_by_layer, epsilon_sweep, estimators, forest, gain_over_confounds
 from analysis.figures.images import covariate_correlations, distributions, ratings_by_group, scatter
 from analysis.figures.plate import Plate, colour_of, draw
-from analysis.figures.training import Strip, loss_curves, reconstructions
+from analysis.figures.training import Strip, family_of, loss_curves, reconstructions, term_name
 
 __all__ = [
+    "MOST_PANELS",
     "Plate",
     "Strip",
+    "Style",
     "colour_of",
+    "compared_curves",
     "correlations_by_layer",
     "covariate_correlations",
     "distributions",
     "draw",
     "epsilon_sweep",
     "estimators",
+    "family_of",
     "forest",
     "gain_over_confounds",
     "loss_curves",
+    "metric_by_layer",
     "ratings_by_group",
     "reconstructions",
     "scatter",
+    "style_of",
+    "term_name",
 ]

@@ -25,10 +25,18 @@ _TERM_NAMES = {
     "reconstruction/l1": "L1 error",
     "reconstruction/l2": "L2 error",
     "reconstruction/ssim": "1 − SSIM",
+    "sparsity/kl": "KL sparsity",
+    "sparsity/l0": "L0 sparsity",
+    "sparsity/l1": "L1 sparsity",
+    "attention/l1": "L1 of gates",
+    "codebook": "Codebook",
+    "commitment": "Commitment",
+    "perplexity": "Perplexity",
 }
+_PER_LAYER = ("sparsity/", "attention/")
 _CROWD = "#b8b8b8"  # groups that are too many to have colours of their own
-_LABEL_IN = 0.75  # room for the names of the rows
-_PHASE_STYLES: dict[str, tuple[Any, float]] = {"train": (":", 0.9), "validation": ("-", 1.2)}
+_LABEL_IN = (0.75, 1.6)  # least and most room for the names of the rows
+PHASE_STYLES: dict[str, tuple[Any, float]] = {"train": (":", 0.9), "validation": ("-", 1.2)}
 
 
 @dataclass(frozen=True)
@@ -51,22 +59,34 @@ def loss_curves(curves: pd.DataFrame, groups: Sequence[str]) -> Figure:
         curves: columns group, seed, phase, epoch, term, value.
         groups: the groups, in the order of their colours.
     """
-    terms = list(dict.fromkeys(curves["term"]))
+    figure, panels = term_panels(list(dict.fromkeys(curves["term"])))
+    colours = _group_colours(groups)
+    for term, axes in panels.items():
+        _term_panel(axes, curves[curves["term"] == term], colours)
+    present = {group: colours[group] for group in groups if group in set(curves["group"])}
+    told_apart = {group: colour for group, colour in present.items() if colour != _CROWD}
+    crowd = {} if len(told_apart) == len(present) else {"single groups": _CROWD}
+    handles = [Line2D([], [], color=colour, label=shorten(group)) for group, colour in (told_apart | crowd).items()]
+    legend_below(figure, handles)
+    return figure
+
+
+def term_panels(terms: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
+    """A figure with a panel for each term of a loss, in rows of three, each under its name."""
     num_columns = min(3, len(terms))
     num_rows = math.ceil(len(terms) / num_columns)
     figure = Figure(figsize=(TWO_COLUMNS_IN, 0.35 + 1.9 * num_rows))
     grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
-    colours = _group_colours(groups)
     for axes, term in zip(grid, terms, strict=False):
-        _term_panel(axes, curves[curves["term"] == term], colours)
-        axes.set_title(_term_name(term))
+        axes.set_title(term_name(term))
     for axes in grid[len(terms) :]:
         axes.set_visible(False)
-    present = {group: colours[group] for group in groups if group in set(curves["group"])}
-    told_apart = {group: colour for group, colour in present.items() if colour != _CROWD}
-    crowd = {} if len(told_apart) == len(present) else {"single groups": _CROWD}
-    _legend_below(figure, told_apart | crowd)
-    return figure
+    return figure, dict(zip(terms, grid, strict=False))
+
+
+def family_of(term: str) -> str:
+    """A term without its layer: `sparsity/kl/conv3` → `sparsity/kl`; a term of no layer is its own family."""
+    return "/".join(term.split("/")[:2]) if term.startswith(_PER_LAYER) else term
 
 
 def _group_colours(groups: Sequence[str]) -> dict[str, str]:
@@ -76,8 +96,10 @@ def _group_colours(groups: Sequence[str]) -> dict[str, str]:
     return {group: COLOURS[0] if group == "all" else _CROWD for group in groups}
 
 
-def _term_name(term: str) -> str:
-    """`reconstruction/lpips_vgg_random` → `LPIPS (vgg, random weights)`."""
+def term_name(term: str) -> str:
+    """`reconstruction/lpips_vgg_random` → `LPIPS (vgg, random weights)`, `sparsity/kl` → `KL sparsity, …`."""
+    if term.startswith(_PER_LAYER) and family_of(term) == term:
+        return f"{_TERM_NAMES.get(term, shorten(term, 20))}, sum over layers"
     name = term.removeprefix("reconstruction/")
     if name.startswith("lpips_"):
         net, _, random = name.removeprefix("lpips_").partition("_")
@@ -89,7 +111,7 @@ def _term_name(term: str) -> str:
 
 def _term_panel(axes: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
     for (group, _seed, phase), line in rows.groupby(["group", "seed", "phase"], sort=False):
-        style, width = _PHASE_STYLES.get(str(phase), ("--", 0.9))
+        style, width = PHASE_STYLES.get(str(phase), ("--", 0.9))
         by_epoch = line.groupby("epoch")["value"].mean()
         marker = "o" if len(by_epoch) == 1 else None
         axes.plot(
@@ -101,6 +123,11 @@ def _term_panel(axes: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None
             marker=marker,
             zorder=2 if colours[str(group)] == _CROWD else 3,
         )
+    scale_of_term(axes, rows)
+
+
+def scale_of_term(axes: Axes, rows: pd.DataFrame) -> None:
+    """Gives a panel its scales: logarithmic where positive values span more than a factor of 20; whole epochs."""
     if _spans_decades(rows["value"]):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # no TeX: see plate.py
@@ -115,30 +142,33 @@ def _spans_decades(values: pd.Series) -> bool:
     return len(finite) > 0 and finite.min() > 0 and finite.max() > 20 * finite.min()
 
 
-def _legend_below(figure: Figure, colours: dict[str, str]) -> None:
-    handles = [Line2D([], [], color=colour, label=shorten(group)) for group, colour in colours.items()]
-    handles += [
+def legend_below(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """A legend of lines, then of the two phases, in as many columns as fit below the figure."""
+    phases = [
         Line2D([], [], color=INK, linestyle=style, linewidth=width, label=phase)
-        for phase, (style, width) in _PHASE_STYLES.items()
+        for phase, (style, width) in PHASE_STYLES.items()
     ]
-    entry_in = 0.45 + 0.06 * max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, min(len(handles), int(TWO_COLUMNS_IN / entry_in)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    entries = [*handles, *phases]
+    entry_in = 0.45 + 0.06 * max(len(str(entry.get_label())) for entry in entries)
+    columns = max(1, min(len(entries), int(TWO_COLUMNS_IN / entry_in)))
+    figure.legend(handles=entries, loc="outside lower center", ncols=columns)
 
 
 def reconstructions(strips: Sequence[Strip]) -> Figure:
     """Images of a data set above what the networks make of them: rows of originals and rows of reconstructions."""
     sheet, row_height = _sheet(strips)
-    width = TWO_COLUMNS_IN - _LABEL_IN
+    labels = [shorten(strip.label, 26) for strip in strips]
+    label_in = min(max(0.1 + 0.058 * max(map(len, labels)), _LABEL_IN[0]), _LABEL_IN[1])
+    width = TWO_COLUMNS_IN - label_in
     height = width * sheet.shape[0] / sheet.shape[1]
     figure = Figure(figsize=(TWO_COLUMNS_IN, height))
     figure.set_layout_engine("none")
-    axes = figure.add_axes((_LABEL_IN / TWO_COLUMNS_IN, 0, width / TWO_COLUMNS_IN, 1))
+    axes = figure.add_axes((label_in / TWO_COLUMNS_IN, 0, width / TWO_COLUMNS_IN, 1))
     axes.imshow(sheet, interpolation="nearest", aspect="auto")
     axes.axis("off")
-    for number, strip in enumerate(strips):
+    for number, label in enumerate(labels):
         y = (number + 0.5) * row_height
-        axes.text(-0.01 * sheet.shape[1], y, strip.label, ha="right", va="center", fontsize=7)
+        axes.text(-0.01 * sheet.shape[1], y, label, ha="right", va="center", fontsize=7)
     return figure
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,8 +140,8 @@ def _curve_rows(layout: Layout, run: Run) -> Iterator[tuple[object, ...]]:
 
 
 def _is_term(name: str) -> bool:
-    named = ("loss", "kl", "codebook", "commitment", "perplexity")
-    return name in named or name.startswith(("reconstruction/", "regularizer/", "sparsity/", "attribute/"))
+    named = ("loss", "kl", "codebook", "commitment", "perplexity", "sharpness")
+    return name in named or "/" in name
 
 
 def _outcomes(evidence: Evidence) -> Iterator[tuple[str, str, Outcome]]:
@@ -199,6 +199,52 @@ def _samples(evidence: Evidence, run: Run, which: Which) -> tuple[np.ndarray, np
         reason = _short(error, evidence.layout) if isinstance(error, FluenceError) else "no samples kept"
         evidence.note(f"{run.label}, {which} images: {reason}")
         return None
+
+
+def compared_strips(evidence: Evidence, models: Sequence[str], count: int) -> list[Strip]:
+    """The same rated images in every row: the originals, then what each model makes of them.
+
+    Args:
+        evidence: of the study.
+        models: names of the models, in the order of the rows.
+        count: how many images.
+
+    Returns:
+        A row of originals and one per model, of its general run with the smallest seed that is done. Images are
+        matched by their ids. A model without samples has no row; nothing is returned if no image is in all of them.
+    """
+    first = {model: _first_runs(evidence, model).get("all") for model in models}
+    read = {model: _samples(evidence, run, "rated") for model, run in first.items() if run}
+    kept = {model: samples for model, samples in read.items() if samples is not None and len(samples[0])}
+    if not kept:
+        return []
+    ids = [name for name in next(iter(kept.values()))[0] if all(name in samples[0] for samples in kept.values())]
+    chosen = [ids[place] for place in np.unique(np.linspace(0, len(ids) - 1, count).round().astype(int))] if ids else []
+    places = {model: [list(samples[0]).index(name) for name in chosen] for model, samples in kept.items()}
+    strips = [Strip(model, samples[2][places[model]]) for model, samples in kept.items()]
+    model, samples = next(iter(kept.items()))
+    return [Strip("original", samples[1][places[model]]), *strips] if chosen else []
+
+
+def run_means(evidence: Evidence, models: Sequence[str]) -> pd.DataFrame:
+    """Every metric of the general runs of some models, as means over the rated images.
+
+    Args:
+        evidence: of the study.
+        models: names of the models.
+
+    Returns:
+        model, seed, layer, metric, value; layers in the order of the network, reconstruction errors as a layer of
+        their own. Runs that are not done, or whose metrics cannot be read, have no rows.
+    """
+    pieces = []
+    for run in evidence.done:
+        values = metrics_of(evidence, run) if run.group == "all" and run.model in models else None
+        if values is not None:
+            means = values.groupby(["layer", "metric"], sort=False)["value"].mean().reset_index()
+            pieces.append(means.assign(model=run.model, seed=run.seed))
+    columns = ["model", "seed", "layer", "metric", "value"]
+    return pd.concat(pieces, ignore_index=True)[columns] if pieces else pd.DataFrame(columns=columns)
 
 
 def metric_quantiles(evidence: Evidence, metrics: tuple[str, ...]) -> pd.DataFrame:

@@ -109,7 +109,18 @@ class Listing:
         return "listing"
 
 
-Item = Table | Picture | Text | Listing
+@dataclass(frozen=True)
+class Heading:
+    """The heading of a part of a chapter."""
+
+    text: str
+
+    @property
+    def kind(self) -> str:
+        return "heading"
+
+
+Item = Table | Picture | Text | Listing | Heading
 
 
 @dataclass(frozen=True)

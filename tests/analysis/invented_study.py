@@ -20,7 +20,15 @@ from fluence.store.packed import PackedWriter
 from fluence.study import Study
 
 SIZE_PX = 24
-LAYERS = {"small": 2, "vgg16-5": 3, "untrained": 2}
+LAYERS = {"vgg16-5": 3}
+"""Convolutions of models that have more than two."""
+TERMS = {"sparse": {"sparsity/kl/conv1": 3.0, "sparsity/kl/conv2": 5.0}}
+"""What models have beyond a reconstruction error and KL, and its value in the first epoch."""
+ENDS = {
+    "small-white-male-s1": ("diverged", "train: the loss became NaN in epoch 3 & <b>stopped</b>"),
+    "vgg16-5-white-male-s0": ("skipped", "train: 12 training images, fewer than data.min_group_size = 20"),
+}
+"""Runs that came to nothing."""
 CELLS = [(e, s) for e in ("Asian", "Black", "White") for s in ("Female", "Male")]
 
 
@@ -113,6 +121,7 @@ def write_training_log(layout: Layout, run: Run, rng: np.random.Generator, epoch
         for phase, factor in (("train", 1.0), ("validation", 1.08)):
             error, kl = factor * 90 / epoch + rng.uniform(5, 8), 12 + 2 * np.log(epoch) + rng.uniform(0, 0.5)
             row = {"epoch": epoch, "step": 10 * epoch, "phase": phase, "loss": error + kl, term: error, "kl": kl}
+            row |= {name: factor * first / epoch for name, first in TERMS.get(run.model, {}).items()}
             rows.append(row)
     layout.metrics_log(run.id).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -122,7 +131,7 @@ def write_activations(
 ) -> None:
     """Activations that are the sparser the larger the hidden property is, the more so in deeper layers."""
     rng = np.random.default_rng(zlib.crc32(run.label.encode()))
-    names = [*(f"conv{number + 1}" for number in range(LAYERS[run.model])), "mu"]
+    names = [*(f"conv{number + 1}" for number in range(LAYERS.get(run.model, 2))), "mu"]
     layers = [LayerInfo(name, (8, 4, 4), "post", "latent" if name == "mu" else "conv") for name in names]
     known = 0.0 if run.model == "untrained" else 1.0
     values, reference = {}, {}
@@ -140,18 +149,15 @@ def write_activations(
         probes=list(probes),
     ) as writer:
         writer.write_reference(0, reference)
-        writer.write_samples("rated", ids[:12], pixels[:12], blurred(pixels[:12]))
+        shown = rng.permutation(12)  # readers go by the ids, not by the order
+        writer.write_samples("rated", [ids[n] for n in shown], pixels[shown], blurred(pixels[shown]))
         writer.write_samples("training", [f"t{n:04d}" for n in range(8)], training[:8], blurred(training[:8]))
         writer.write_block(0, values, probes)
         writer.finish()
 
 
-def grid(study: Study) -> list[RunRow]:
-    """Every run, two of which came to nothing."""
-    ends = {
-        "small-white-male-s1": ("diverged", "train: the loss became NaN in epoch 3 & <b>stopped</b>"),
-        "vgg16-5-white-male-s0": ("skipped", "train: 12 training images, fewer than data.min_group_size = 20"),
-    }
+def grid(study: Study, ends: dict[str, tuple[str, str]]) -> list[RunRow]:
+    """Every run, those in `ends` with what became of them."""
     rows = []
     for model, group, seed in study.trainings:
         run = Run(model, group, seed, f"{model}-{group}-s{seed}-1a2b3c4d")
@@ -159,7 +165,14 @@ def grid(study: Study) -> list[RunRow]:
     return rows
 
 
-def build(root: Path, *, effect: float = 0.6, num_images: int = 198, **changes: object) -> MadeStudy:
+def build(
+    root: Path,
+    *,
+    effect: float = 0.6,
+    num_images: int = 198,
+    ends: dict[str, tuple[str, str]] = ENDS,
+    **changes: object,
+) -> MadeStudy:
     """Writes the folder of an invented study and analyses it."""
     study, layout = Study.model_validate(settings(**changes)), Layout(root)
     rng = np.random.default_rng(5)
@@ -174,11 +187,11 @@ def build(root: Path, *, effect: float = 0.6, num_images: int = 198, **changes: 
     pixels = write_packed(layout.packed(study.data.rated), table, rng, problems)
     training_table, _ = manifest(rng, 60, effect, "t")
     training = write_packed(layout.packed("web"), training_table, rng, problems.iloc[:0])
-    runs = grid(study)
+    runs = grid(study, ends)
     for row in runs:
         trained = study.training_of(row.run.model).epochs
-        if row.status in ("done", "diverged"):
-            write_training_log(layout, row.run, rng, trained if row.status == "done" else 3)
+        if row.status in ("done", "diverged", "unfinished"):
+            write_training_log(layout, row.run, rng, 3 if row.status == "diverged" else trained)
         if row.status == "done":
             write_activations(layout, row.run, list(table["image_id"]), hidden, pixels, training)
             measure(row.run, layout, study.analysis.epsilon, key="k")

@@ -72,6 +72,20 @@ def test_a_figure_reaches_disk_and_report(tmp_path: Path) -> None:
     assert plate.image == (tmp_path / "gain.png").read_bytes()
 
 
+def test_few_colours_are_enough_for_a_drawing(tmp_path: Path) -> None:
+    figures.draw(tmp_path, "f", "t", "c", figures.loss_curves, curves(), ("all", "a"))
+    figure = drawn(figures.loss_curves, curves(), ("all", "a"))
+    figure.set_layout_engine("none")
+    with look():
+        figure.savefig(tmp_path / "all.png", dpi=200, facecolor="white")
+    with Image.open(tmp_path / "f.png") as few, Image.open(tmp_path / "all.png") as every:
+        assert few.mode == "P"
+        difference = np.abs(np.asarray(few.convert("RGB"), float) - np.asarray(every.convert("RGB"), float))
+        assert few.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    assert difference.mean() < 0.1
+    assert (tmp_path / "f.png").stat().st_size < 0.5 * (tmp_path / "all.png").stat().st_size
+
+
 def test_the_same_figure_has_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         figures.draw(tmp_path / folder, "f", "", "", figures.forest, groups(), "Gini")
@@ -172,3 +186,45 @@ def test_every_other_figure_can_be_drawn() -> None:
     assert "0.25" in texts(drawn(figures.epsilon_sweep, sweep[sweep["metric"] == "l_eps"], list(MODELS)))
     assert "n = 9" in texts(drawn(figures.scatter, points, "Gini", "beauty"))
     assert "naive" in texts(drawn(figures.estimators, naive))
+
+
+def many_curves(num_models: int, num_terms: int) -> pd.DataFrame:
+    rows = [
+        (f"model-{model}", seed, phase, epoch, f"reconstruction/term{term}", (model + 1) * 100 / epoch**2)
+        for model in range(num_models)
+        for seed in (0, 1)
+        for phase in ("train", "validation")
+        for epoch in range(1, 6)
+        for term in range(num_terms)
+    ]
+    return pd.DataFrame(rows, columns=["model", "seed", "phase", "epoch", "term", "value"])
+
+
+def labels(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+@pytest.mark.parametrize("num_models", [2, 8, 12])
+def test_models_are_told_apart_by_colour_and_marker(num_models: int) -> None:
+    names = [f"model-{number}" for number in range(num_models)]
+    styles = figures.style_of(names)
+    assert len(set(styles.values())) == num_models
+    assert len({colour for colour, _ in styles.values()}) == min(num_models, 8)
+    figure = drawn(figures.compared_curves, many_curves(num_models, 2), styles)
+    assert labels(figure) == [*names, "train", "validation"]
+    solid = [line for line in figure.axes[0].lines if line.get_linestyle() == "-"]
+    assert len(solid) == 2 * num_models
+    assert {(line.get_color(), line.get_marker()) for line in solid} == set(styles.values())
+    assert figure.axes[0].get_yscale() == "log"
+
+
+def test_every_model_has_a_panel_before_the_others_in_grey() -> None:
+    names = [f"model-{number}" for number in range(6)]
+    values = [(model, place, 0.5, 0.4, 0.6) for model in names for place in range(3)]
+    rows = pd.DataFrame(values, columns=["model", "place", "mean", "low", "high"])
+    figure = drawn(figures.metric_by_layer, rows, "Gini", figures.style_of(names), ("conv1", "conv2", "mu"))
+    visible = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in visible] == names
+    assert all(len(axes.lines) == 6 for axes in visible)
+    assert [sum(line.get_color() == "#cccccc" for line in axes.lines) for axes in visible] == [5] * 6
+    assert "conv2" in texts(figure)
