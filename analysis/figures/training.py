@@ -29,9 +29,7 @@ _TERM_NAMES = {
     "sparsity/l0": "L0 sparsity",
     "sparsity/l1": "L1 sparsity",
     "attention/l1": "L1 of gates",
-    "codebook": "Codebook",
-    "commitment": "Commitment",
-    "perplexity": "Perplexity",
+    "sharpness": "Sharpness of the batch",
 }
 _PER_LAYER = ("sparsity/", "attention/")
 _CROWD = "#b8b8b8"  # groups that are too many to have colours of their own

@@ -121,14 +121,19 @@ def case_of(evidence: Evidence, summary: Summary, name: str, means: pd.DataFrame
     )
 
 
+_SHARES = "sparsity/clamped/"
+"""Terms that are shares of units: in the log, to look for mistakes, and in no sum."""
+
+
 def compared_terms(curves: pd.DataFrame) -> pd.DataFrame:
     """Loss terms as they can be compared: those of single layers summed, the ones that several models have first.
 
     Args:
-        curves: model, seed, run_id, phase, epoch, term, value.
+        curves: model, group, seed, run_id, phase, epoch, term, value.
     """
+    curves = curves[~curves["term"].str.startswith(_SHARES)]
     families = curves.assign(term=curves["term"].map(figures.family_of)).astype({"value": float})
-    where = ["model", "seed", "run_id", "phase", "epoch", "term"]
+    where = ["model", "group", "seed", "run_id", "phase", "epoch", "term"]
     summed = families.groupby(where, sort=False)["value"].sum(min_count=1).reset_index()
     models = summed.groupby("term", sort=False)["model"].nunique()
     order = sorted(models.index, key=lambda term: _rank(term, models[term]))

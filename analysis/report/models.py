@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from analysis import figures
 from analysis.kinds import has_prior, is_tilted
+from analysis.report.compared import compared_terms
 from analysis.report.evidence import Evidence, Which, sample_strips
 from analysis.report.page import Item, Section, Table, Text, cell, drawn
 from analysis.report.summary import untrained_models
@@ -27,7 +28,7 @@ def models(evidence: Evidence) -> Section:
 
 
 def _curves(evidence: Evidence, model: str) -> Iterator[Item]:
-    curves = evidence.curves[evidence.curves["model"] == model]
+    curves = compared_terms(evidence.curves[evidence.curves["model"] == model])
     if model in untrained_models(evidence):
         yield Text("left untrained: the negative control, whose reconstructions mean nothing.", heading=model)
     elif curves.empty:
@@ -79,7 +80,7 @@ def _reconstructions(evidence: Evidence, model: str) -> Iterator[Item]:
 
 def _table(evidence: Evidence) -> Table:
     """Loss terms on held-out images at the end of training, mean over seeds, for each model and group."""
-    curves = evidence.curves[evidence.curves["run_id"].isin([run.id for run in evidence.done])]
+    curves = compared_terms(evidence.curves[evidence.curves["run_id"].isin([run.id for run in evidence.done])])
     if curves.empty:
         return Table("Loss on held-out images at the end of training", ("model", "group"), ())
     phase = "validation" if "validation" in set(curves["phase"]) else "train"
@@ -96,7 +97,7 @@ def _table(evidence: Evidence) -> Table:
     images = "held-out" if phase == "validation" else "training"
     return Table(
         f"Loss terms on {images} images at the end of training, mean over the seeds",
-        ("model", "group", "seeds", "epochs", *(term.removeprefix("reconstruction/") for term in terms)),
+        ("model", "group", "seeds", "epochs", *(figures.term_name(term) for term in terms)),
         tuple(sorted(rows, key=lambda row: _place(evidence, row[0].text, row[1].text))),
         folded=len(rows) > 8,
     )

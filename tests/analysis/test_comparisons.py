@@ -104,7 +104,7 @@ def curves(values: dict[tuple[str, str], float]) -> pd.DataFrame:
         {"model": model, "seed": 0, "run_id": model, "phase": "train", "epoch": 1, "term": term, "value": value}
         for (model, term), value in values.items()
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(group="all")
 
 
 # ── The chapter ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -205,7 +205,7 @@ def test_terms_beyond_nine_panels_are_named_in_the_caption(evidence: Evidence) -
         ]
     )
     items = changed(evidence, "constraint", curves=more)
-    assert "In the table only: attribute/5, attribute/6, attribute/7, attribute/8 and KL sparsity" in caption(
+    assert "In the table only: Disorder along 5, Disorder along 6, Disorder along 7, Disorder along 8 and KL sparsity" in caption(
         items, "losses"
     )
     assert "attribute/8" in rows_of(items, "Loss terms")["small"]
