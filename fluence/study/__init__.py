@@ -167,6 +167,13 @@ class Study(Section):
         for name in self.model_names:
             if name not in self.models:
                 raise ValueError(f"grid.models: no model is called {name!r}; there are: {', '.join(self.models)}")
+        for name in self.model_names:
+            training = self.training_of(name)
+            if training.micro_batch_size and training.micro_batch_size > training.batch_size:
+                raise ValueError(
+                    f"training.micro_batch_size: {training.micro_batch_size} is more than the {training.batch_size} "
+                    f"of training.batch_size, for model {name!r}; write a smaller one, or null"
+                )
         if self.analysis.epsilon.report not in self.analysis.epsilon.quantiles:
             raise ValueError("analysis.epsilon.report: must be one of analysis.epsilon.quantiles")
         return self
@@ -178,7 +185,7 @@ class Study(Section):
 
     def training_of(self, model: str) -> Training:
         """The training settings of one model: the study's, with the model's own on top."""
-        own = self.models[model].training.model_dump(exclude_none=True)
+        own = {name: value for name, value in self.models[model].training if value is not None}
         return self.training.model_copy(update=own)
 
 
