@@ -13,9 +13,10 @@ from fluence.allocator import keep_freed_memory
 from fluence.data.images import ResidentImages, rows_of_group, split_rows
 from fluence.errors import ArtifactError, Interrupted
 from fluence.layout import Layout, Run
-from fluence.models import Autoencoder, build
+from fluence.losses import Objective
+from fluence.models import Autoencoder, Output, build
 from fluence.models.recording import Recorder, record
-from fluence.probes import ErrorProbe
+from fluence.probes import ErrorProbe, Probe, SharpnessProbe
 from fluence.store.activations import ActivationWriter, LayerInfo, NeedsFloat32, Which
 from fluence.store.outcome import write_progress
 from fluence.store.packed import Packed
@@ -81,7 +82,10 @@ class _Extraction:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._rated, self._training = Packed(spec.rated), Packed(spec.training)
         self._network = _trained(spec, self._rated.image_size_px).to(self._device)
-        self._probe = ErrorProbe(spec.record, self._device)
+        self._probes: list[Probe] = [ErrorProbe(spec.record, self._device)]
+        if spec.record.sharpness:
+            objective, size = _objective(spec).to(self._device), self._rated.image_size_px
+            self._probes.append(SharpnessProbe(spec.record.sharpness, self._network, objective, size))
         with record(self._network, spec.record.layers, spec.record.tap) as recorder:
             self._layers: tuple[LayerInfo, ...] = recorder.layers
         bytes_per_image = 4 * sum(layer.num_units for layer in self._layers)
@@ -98,14 +102,14 @@ class _Extraction:
                 image_ids=rated_ids,
                 reference_ids=list(self._training.table["image_id"].iloc[reference]),
                 layers=self._layers,
-                probes=self._probe.names,
+                probes=[name for probe in self._probes for name in probe.names],
                 float32_layers=float32_layers,
                 attributes=self._attributes(),
             ) as writer,
             record(self._network, spec.record.layers, spec.record.tap) as recorder,
         ):
             if writer.rows_done == 0:
-                for start, values, _ in self._blocks(self._training, reference, recorder):
+                for start, values, _, _ in self._blocks(self._training, reference, recorder):
                     writer.write_reference(start, values)
                 self._write_samples(writer)
             self._write_rated(writer, recorder, stop)
@@ -116,8 +120,8 @@ class _Extraction:
         if writer.rows_done:
             print(f"{self._spec.run.label} continues at image {writer.rows_done} of {total}", flush=True)
         rows = np.arange(writer.rows_done, total)
-        for offset, values, probes in self._blocks(self._rated, rows, recorder):
-            writer.write_block(int(rows[offset]), values, probes)
+        for offset, values, images, output in self._blocks(self._rated, rows, recorder):
+            writer.write_block(int(rows[offset]), values, self._measure(images, output))
             done = writer.rows_done
             progress = self._spec.layout.progress("extract", self._spec.run.id)
             write_progress(progress, self._spec.key, done / total, f"image {done} of {total}")
@@ -127,14 +131,18 @@ class _Extraction:
     @torch.inference_mode()
     def _blocks(
         self, packed: Packed, rows: np.ndarray, recorder: Recorder
-    ) -> Iterator[tuple[int, dict[str, np.ndarray], dict[str, np.ndarray]]]:
-        """Start, layers [images, units] and probes [images] of each block of images."""
+    ) -> Iterator[tuple[int, dict[str, np.ndarray], torch.Tensor, Output]]:
+        """Start, layers [images, units], and the images with their output, of each block of images."""
         for start in range(0, len(rows), self._block):
             images = self._images(packed, rows[start : start + self._block])
             output = self._network(images)
             values = {name: _as_rows(value) for name, value in recorder.values.items()}
-            probes = {name: value.cpu().numpy() for name, value in self._probe(images, output).items()}
-            yield start, values, probes
+            yield start, values, images, output
+
+    def _measure(self, images: torch.Tensor, output: Output) -> dict[str, np.ndarray]:
+        """What the probes say of each image, float64 [images] by name."""
+        found = [probe(images, output) for probe in self._probes]
+        return {name: values.cpu().numpy() for one in found for name, values in one.items()}
 
     def _images(self, packed: Packed, rows: np.ndarray) -> torch.Tensor:
         resident = ResidentImages(packed.read(rows), self._device)
@@ -192,6 +200,11 @@ def _trained(spec: ExtractSpec, image_size_px: int) -> Autoencoder:
     except RuntimeError as error:
         raise ArtifactError(f"{path}: these weights belong to another network ({error})") from error
     return network.eval().to(memory_format=torch.channels_last)
+
+
+def _objective(spec: ExtractSpec) -> Objective:
+    """The loss that the run was trained with."""
+    return Objective(spec.model)
 
 
 def _as_rows(values: torch.Tensor) -> np.ndarray:
