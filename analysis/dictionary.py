@@ -23,8 +23,11 @@ _WHERE_OVER_SEEDS: Columns = {name: text for name, text in _WHERE.items() if nam
     "n": ("number of images, the smallest over the seeds", "images"),
 }
 _TEST: Columns = {
-    "layer": ("recorded layer of the encoder, mu, or reconstruction", ""),
-    "metric": ("gini; l_eps_fraction_qNN (share of units above ε); an error of the reconstruction", ""),
+    "layer": ("recorded layer of the encoder, mu, reconstruction, or loss (of each image by itself)", ""),
+    "metric": (
+        "gini; l_eps_fraction_qNN (share of units above ε); an error of the reconstruction; sharpness, gradient_norm",
+        "",
+    ),
     "estimator": ("pearson; spearman; partial: Pearson's of what the covariates leave out of fold", ""),
 }
 _CORRELATION: Columns = {
@@ -42,7 +45,10 @@ _CORRELATION: Columns = {
     "reason": ("why there is no estimate; empty if there is one", ""),
 }
 _PREDICTORS: Columns = {
-    "predictors": ("gini, l_eps, reconstruction: this family of metrics at all layers; all: all together", ""),
+    "predictors": (
+        "gini, l_eps, reconstruction, sharpness: this family of metrics at all layers; all: all together",
+        "",
+    ),
     "estimator": ("how R² is estimated", ""),
 }
 

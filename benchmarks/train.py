@@ -1,6 +1,8 @@
 """Speed of fluence's training loop beside a bare PyTorch loop: same network, batch, optimiser and arithmetic.
 
     python benchmarks/train.py --size 64 --batch 64 --architecture small --width 1
+    python benchmarks/train.py --sam                      # two passes per step, in both loops
+    python benchmarks/train.py --loss ssim --profile      # where a step spends its time, by operation
 
 The bare loop has its images in memory as float32, draws its noise, and does forward, loss, backward and a fused
 AdamW step, nothing else: no mirroring, no clipping, no log, no checkpoints, no check for NaN. It is the floor. Both
@@ -50,6 +52,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         spec = _spec(Path(folder), options)
         rounds = {"fluence": _fluence_loop(spec), "bare": _bare_loop(spec)}
+        if options.profile:
+            return _profile(rounds["fluence"])
         for run_round in rounds.values():
             run_round()
         speeds: dict[str, list[float]] = {name: [] for name in rounds}
@@ -68,6 +72,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--norm", default="none")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--sam", action="store_true", help="sharpness-aware minimisation")
+    parser.add_argument("--loss", choices=("l2", "ssim", "lpips"), default="l2", help="lpips: random weights")
+    parser.add_argument("--profile", action="store_true", help="only print the operations of a round of fluence")
     parser.add_argument("--steps", type=int, default=10, help="steps per round")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
@@ -82,8 +89,10 @@ def _spec(folder: Path, options: argparse.Namespace) -> TrainSpec:
         writer.append(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
         writer.finish(pd.DataFrame({"image_id": np.arange(num_images).astype(str)}), pd.DataFrame({"image_id": []}))
     model = {"kind": "vae", "architecture": options.architecture, "width": options.width, "norm": options.norm}
+    model["reconstruction"] = [{"loss": options.loss} | ({"weights": "random"} if options.loss == "lpips" else {})]
     training = {"batch_size": options.batch, "precision": options.precision, "epochs": 10**6, "validation_fraction": 0}
     training["learning_rate"] = LEARNING_RATE
+    training["sam"] = {} if options.sam else None
     return TrainSpec(
         model=VaeModel.model_validate(model),
         training=Training.model_validate(training),
@@ -120,18 +129,42 @@ def _bare_loop(spec: TrainSpec) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.0, fused=True)
     precision = choose_precision(spec.training, device)
 
+    def backward(x: torch.Tensor, noise: torch.Tensor) -> None:
+        with autocast(precision, device):
+            output = model(x, noise)
+        losses, _ = objective(output, x)
+        losses.mean().backward()
+
     def run_round() -> None:
         order = torch.randperm(len(images), device=device)
         for batch in order.split(batch_size):
             x = images[batch]
-            with autocast(precision, device):
-                output = model(x, torch.randn(len(x), *model.noise_shape, device=device))
-            losses, _ = objective(output, x)
-            losses.mean().backward()
+            noise = torch.randn(len(x), *model.noise_shape, device=device)
+            backward(x, noise)
+            if spec.training.sam:
+                weights = [p.detach().clone() for p in model.parameters()]
+                length = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+                with torch.no_grad():
+                    for p in model.parameters():
+                        p += spec.training.sam.rho / length * p.grad
+                optimizer.zero_grad(set_to_none=True)
+                backward(x, noise)
+                with torch.no_grad():
+                    for p, weight in zip(model.parameters(), weights, strict=True):
+                        p.copy_(weight)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
     return run_round
+
+
+def _profile(run_round: Callable[[], None]) -> None:
+    run_round()
+    with torch.profiler.profile() as profile:
+        run_round()
+    on_gpu = torch.cuda.is_available()
+    order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    print(profile.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60))
 
 
 def _seconds(run_round: Callable[[], None]) -> float:
@@ -149,6 +182,7 @@ def _wait_for_device() -> None:
 
 def _report(options: argparse.Namespace, speeds: dict[str, list[float]]) -> None:
     ratios = sorted(ours / bare for ours, bare in zip(speeds["fluence"], speeds["bare"], strict=True))
+    print("sharpness-aware, " if options.sam else "", f"loss {options.loss}, ", sep="", end="")
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{options.architecture} x{options.width:g}, {options.size} px, batch {options.batch}, {name}")
     for loop, values in speeds.items():

@@ -19,6 +19,7 @@ from analysis.figures.plate import COLOURS, INK, TWO_COLUMNS_IN, colour_of, shor
 _TERM_NAMES = {
     "loss": "Loss",
     "kl": "KL divergence",
+    "sharpness": "Sharpness of the batch",
     "reconstruction/l1": "L1 error",
     "reconstruction/l2": "L2 error",
     "reconstruction/ssim": "1 − SSIM",

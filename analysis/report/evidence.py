@@ -140,7 +140,7 @@ def _curve_rows(layout: Layout, run: Run) -> Iterator[tuple[object, ...]]:
 
 
 def _is_term(name: str) -> bool:
-    return name in ("loss", "kl") or name.startswith(("reconstruction/", "regularizer/", "sparsity/"))
+    return name in ("loss", "kl", "sharpness") or name.startswith(("reconstruction/", "regularizer/", "sparsity/"))
 
 
 def _outcomes(evidence: Evidence) -> Iterator[tuple[str, str, Outcome]]:
@@ -211,6 +211,18 @@ def metric_quantiles(evidence: Evidence, metrics: tuple[str, ...]) -> pd.DataFra
             spread = chosen.groupby(["metric", "layer"], sort=False)["value"].quantile([0.05, 0.5, 0.95]).unstack()
             pieces.append(spread.set_axis(["q05", "q50", "q95"], axis=1).reset_index().assign(model=model))
     return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
+
+
+def correlation_over_images(evidence: Evidence, first: str, second: str) -> dict[str, float]:
+    """Pearson's r of two metrics of one image over the rated images, by model: of its first run that has both."""
+    found = {}
+    for model in evidence.study.model_names:
+        run = next((run for run in evidence.done if run.model == model), None)
+        values = metrics_of(evidence, run) if run else None
+        if values is not None and {first, second} <= set(values["metric"]):
+            columns = [values[values["metric"] == name].set_index("image_id")["value"] for name in (first, second)]
+            found[model] = float(columns[0].corr(columns[1]))
+    return found
 
 
 def metrics_of(evidence: Evidence, run: Run) -> pd.DataFrame | None:

@@ -8,13 +8,21 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.measure import RECONSTRUCTION, quantile_name
+from analysis.measure import LOSS, RECONSTRUCTION, quantile_name
 from analysis.report.evidence import Evidence
 from analysis.report.page import listed
 
 _WHERE = ["model", "trained_on", "scorer", "subset"]
 GENERAL, OWN_GROUP, ALL_IMAGES, POOLED, ALL_METRICS = "general", "own-group", "all", "pooled", "all"
-PREDICTOR_NAMES = {"all": "all metrics", "gini": "Gini", "l_eps": "Lε", "reconstruction": "reconstruction errors"}
+PREDICTOR_NAMES = {
+    "all": "all metrics",
+    "gini": "Gini",
+    "l_eps": "Lε",
+    "reconstruction": "reconstruction errors",
+    "sharpness": "sharpness and gradient",
+}
+LOSS_NAMES = {"sharpness": "sharpness", "gradient_norm": "gradient norm"}
+"""What is measured of each image's loss, and its names for people."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +112,13 @@ def metric_name(evidence: Evidence, layer: str, metric: str) -> str:
     """`Gini of conv3`, `SSIM error`."""
     if layer == RECONSTRUCTION:
         return f"{error_names(evidence).get(metric, metric)} reconstruction error"
+    if layer == LOSS:
+        return f"{LOSS_NAMES.get(metric, metric)} of the loss"
     return f"{reported_metrics(evidence).get(metric, metric)} of {layer}"
 
 
 def expected_sign(metric: str) -> int:
-    """The sign that fluency theory expects: sparse activity and small errors go with beauty."""
+    """The sign that fluency theory expects: sparse activity, small errors and flat losses go with beauty."""
     return 1 if metric == "gini" else -1
 
 
