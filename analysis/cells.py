@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from analysis import ridge
 from analysis.gates import REPORTED
-from analysis.measure import RECONSTRUCTION, quantile_name
+from analysis.measure import LOSS, RECONSTRUCTION, quantile_name
 from analysis.statistics import (
     MIN_IMAGES,
     correlate,
@@ -211,6 +211,7 @@ def predictor_sets(features: pd.DataFrame, report_quantile: float) -> dict[str, 
         "l_eps": features.loc[:, metrics == f"l_eps_fraction_{quantile_name(report_quantile)}"],
         "gates": features.loc[:, metrics.isin(list(REPORTED))],
         "reconstruction": features.loc[:, layers == RECONSTRUCTION],
+        "sharpness": features.loc[:, layers == LOSS],
     }
     return {name: one for name, one in sets.items() if one.shape[1]} | {"all": features}
 

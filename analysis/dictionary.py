@@ -23,10 +23,14 @@ _WHERE_OVER_SEEDS: Columns = {name: text for name, text in _WHERE.items() if nam
     "n": ("number of images, the smallest over the seeds", "images"),
 }
 _TEST: Columns = {
-    "layer": ("recorded layer of the encoder, its gates (LAYER.channels, LAYER.places), mu, or reconstruction", ""),
+    "layer": (
+        "recorded layer of the encoder, its gates (LAYER.channels, LAYER.places), mu, reconstruction, or loss (of each "
+        "image by itself)",
+        "",
+    ),
     "metric": (
         "gini; l_eps_fraction_qNN (share of units above ε); of gates gate_l1 (mean) and gate_entropy (nats), both "
-        "expected to be negative; an error of the reconstruction",
+        "expected to be negative; an error of the reconstruction; sharpness, gradient_norm",
         "",
     ),
     "estimator": ("pearson; spearman; partial: Pearson's of what the covariates leave out of fold", ""),
@@ -46,7 +50,10 @@ _CORRELATION: Columns = {
     "reason": ("why there is no estimate; empty if there is one", ""),
 }
 _PREDICTORS: Columns = {
-    "predictors": ("gini, l_eps, gates, reconstruction: this family of metrics at all layers; all: all together", ""),
+    "predictors": (
+        "gini, l_eps, gates, reconstruction, sharpness: this family of metrics at all layers; all: all together",
+        "",
+    ),
     "estimator": ("how R² is estimated", ""),
 }
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fluence.architectures import code_size
 from fluence.losses.tilted import best_radius
-from fluence.models.architectures import code_size
 from fluence.study import AeModel, ArVaeModel, Model, PixelLoss, Study, TiltedPrior, VaeModel, VqVaeModel
 
 

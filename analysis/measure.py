@@ -4,8 +4,9 @@
     layer, quantile, epsilon, num_reference metrics/<run>.epsilon.csv
 
 Metrics of a layer are `gini`, and `l_eps_count_qNN` and `l_eps_fraction_qNN` for each quantile NN of the ε rule; gates
-have those of `analysis.gates` in the place of L_ε. The layer `reconstruction` holds the probes that were recorded once
-per image. Memory does not grow with the images.
+have those of `analysis.gates` in the place of L_ε. The layer `reconstruction` holds the errors of each image's
+reconstruction, the layer `loss` its sharpness and the norm of its gradient, if they were recorded. Memory does not grow
+with the images.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from fluence.store.files import write_table
 from fluence.study import Epsilon
 
 RECONSTRUCTION = "reconstruction"
-"""The layer that the per-image probes are filed under."""
+"""The layer that each image's errors are filed under."""
+LOSS = "loss"
+"""The layer that `LOSS_PROBES` are filed under: they tell how an image's loss lies, not what a layer says."""
+LOSS_PROBES = ("sharpness", "gradient_norm")
 
 _BLOCK_BYTES = 32 << 20  # of stored values; sorting and comparing them takes a few times as much
 _CHUNK_IMAGES = 32  # images per chunk of the file: smaller steps would read chunks twice
@@ -144,7 +148,9 @@ def _measure_block(values: np.ndarray, quantiles: tuple[float, ...], thresholds:
 
 def _probes(source: Activations) -> pd.DataFrame:
     columns = {name: source.probes[name].to_numpy() for name in source.probes}
-    return _long(source.image_ids, RECONSTRUCTION, columns)
+    landscape = {name: columns.pop(name) for name in LOSS_PROBES if name in columns}
+    errors = _long(source.image_ids, RECONSTRUCTION, columns)
+    return pd.concat([errors, _long(source.image_ids, LOSS, landscape)], ignore_index=True) if landscape else errors
 
 
 def _long(image_ids: np.ndarray, layer: str, columns: dict[str, np.ndarray]) -> pd.DataFrame:

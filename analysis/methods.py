@@ -25,9 +25,12 @@ from fluence.study import (
     ModelFeatures,
     PixelLoss,
     Reconstruction,
+    Sam,
+    SharpnessProbe,
     SsimLoss,
     Study,
     SyntheticDataset,
+    Training,
 )
 
 _SOURCES = {
@@ -41,6 +44,10 @@ _SOURCES = {
     "ICLR.",
     "adam": "Kingma DP, Ba J (2015). Adam: a method for stochastic optimization. ICLR.",
     "adamw": "Loshchilov I, Hutter F (2019). Decoupled weight decay regularization. ICLR.",
+    "sam": "Foret P, Kleiner A, Mobahi H, Neyshabur B (2021). Sharpness-aware minimization for efficiently improving "
+    "generalization. ICLR.",
+    "sgd": "Sutskever I, Martens J, Dahl G, Hinton G (2013). On the importance of initialization and momentum in deep "
+    "learning. ICML.",
     "ssim": "Wang Z, Bovik AC, Sheikh HR, Simoncelli EP (2004). Image quality assessment: from error visibility to "
     "structural similarity. IEEE Trans Image Process 13:600–612.",
     "lpips": "Zhang R, Isola P, Efros AA, Shechtman E, Wang O (2018). The unreasonable effectiveness of deep features "
@@ -248,19 +255,21 @@ def _epochs(study: Study, name: str, facts: Facts) -> str:
 
 def _training(study: Study) -> str:
     training = study.training
-    optimiser = (
-        f"AdamW (Loshchilov & Hutter 2019; weight decay {training.weight_decay:g})"
-        if training.weight_decay
-        else "Adam (Kingma & Ba 2015)"
-    )
     schedule = "followed by a cosine decay to zero" if training.schedule == "cosine" else "then constant"
     words = [
-        f"{optimiser} minimised the loss in batches of {training.batch_size} images, with a learning rate "
+        f"{_optimiser(training)} minimised the loss in batches of {training.batch_size} images, with a learning rate "
         f"of {training.learning_rate:g} reached after {_epochs_text(training.warmup_epochs)} of linear warm-up, "
         f"{schedule}.",
         f"{training.validation_fraction:.0%} of the training images were held out for validation, unless the data set "
         "came with a split of its own.",
     ]
+    if training.sam:
+        words.append(_sam(training.sam))
+    if training.micro_batch_size:
+        words.append(
+            f"Each batch was passed in pieces of at most {training.micro_batch_size} images, whose gradients were "
+            "added up; batch normalisation and terms of the whole batch saw one piece at a time."
+        )
     if training.gradient_clip_norm:
         words.append(f"Gradients were clipped to an L2 norm of {training.gradient_clip_norm:g}.")
     if training.kl_warmup_epochs and any(has_prior(model) for model in _used(study)):
@@ -274,6 +283,21 @@ def _training(study: Study) -> str:
     return " ".join([*words, *_overrides(study)])
 
 
+def _optimiser(training: Training) -> str:
+    decay = f"weight decay {training.weight_decay:g}"
+    if training.optimizer == "sgd":
+        extra = f" and {decay}" if training.weight_decay else ""
+        return f"Stochastic gradient descent with momentum 0.9{extra} (Sutskever et al. 2013)"
+    return f"AdamW (Loshchilov & Hutter 2019; {decay})" if training.weight_decay else "Adam (Kingma & Ba 2015)"
+
+
+def _sam(sam: Sam) -> str:
+    return (
+        f"Training was sharpness-aware (Foret et al. 2021): each step applied the gradient at W + ε̂ to the weights W, "
+        f"ε̂ = ρ g/‖g‖ with ρ = {sam.rho:g} and one norm over all weights."
+    )
+
+
 def _epochs_text(number: float) -> str:
     return f"{number:g} epoch{'' if number == 1 else 's'}"
 
@@ -282,11 +306,17 @@ def _overrides(study: Study) -> list[str]:
     """One sentence for each model that has training settings of its own, besides its number of epochs."""
     sentences = []
     for name in study.model_names:
-        own = study.models[name].training.model_dump(exclude_none=True, exclude={"epochs"})
+        own = {key: value for key, value in study.models[name].training if value is not None and key != "epochs"}
         if own:
-            settings = _listing([f"{key.replace('_', ' ')} {value:g}" for key, value in own.items()])
+            settings = _listing([_override(key, value) for key, value in own.items()])
             sentences.append(f"“{name}” had settings of its own: {settings}.")
     return sentences
+
+
+def _override(key: str, value: float | str | Sam) -> str:
+    if isinstance(value, Sam):
+        return f"sharpness-aware training with ρ = {value.rho:g} (Foret et al. 2021)"
+    return f"{key.replace('_', ' ')} {value if isinstance(value, str) else format(value, 'g')}"
 
 
 def _metrics(study: Study, facts: Facts) -> str:
@@ -307,7 +337,19 @@ def _metrics(study: Study, facts: Facts) -> str:
         f"active). ε is, for each layer, the {epsilon.report:g} quantile of the non-zero magnitudes over "
         f"{record.reference_images} training images, so that no rated image takes part in its choice; "
         f"{_listing([f'{q:g}' for q in epsilon.quantiles])} were computed. The reconstruction error of each image was "
-        f"measured as {_listing(errors)}. {constraints.gate_sentence([study.models[n] for n in study.model_names])}"
+        f"measured as {_listing(errors)}.{_sharpness(record.sharpness)} "
+        f"{constraints.gate_sentence([study.models[n] for n in study.model_names])}"
+    ).strip()
+
+
+def _sharpness(probe: SharpnessProbe | None) -> str:
+    if probe is None:
+        return ""
+    weights = "all weights" if probe.parameters == "all" else "the weights that lead to the code"
+    return (
+        f" The sharpness of each image is L(W + ε̂) − L(W) of that image's own training loss (Foret et al. 2021), "
+        f"with ε̂ = ρ g/‖g‖ from its own gradient by {weights} and ρ = {probe.rho:g}; terms that only a batch has are "
+        "left out. The norm of the gradient was kept beside it."
     )
 
 
@@ -359,11 +401,10 @@ def _references(study: Study) -> tuple[str, ...]:
     means = ("ssim", "lpips", "dfc")
     mean_and_kl = (has_prior(m) and any(t.loss in means for t in m.reconstruction) for m in models)
     cited += ["beta"] if any(mean_and_kl) else []
-    cited += ["adamw"] if any(training.weight_decay for training in trainings) else []
-    cited += ["adam"] if any(not training.weight_decay for training in trainings) else []
-    return tuple(
-        sorted([*(_SOURCES[key] for key in cited), *(constraints.SOURCES[k] for k in constraints.cited(models))])
-    )
+    cited += ["sam"] if study.record.sharpness or any(training.sam for training in trainings) else []
+    cited += sorted({"sgd" if t.optimizer == "sgd" else "adamw" if t.weight_decay else "adam" for t in trainings})
+    sources = {*(_SOURCES[key] for key in cited), *(constraints.SOURCES[key] for key in constraints.cited(models))}
+    return tuple(sorted(sources))
 
 
 def _used(study: Study) -> list[Model]:

@@ -2,6 +2,8 @@
 
     python benchmarks/train.py --size 64 --batch 64 --architecture small --width 1
     python benchmarks/train.py --peers floor same dataloader lightning pythae --precision bf16
+    python benchmarks/train.py --sam                      # two passes per step, in every loop of ours
+    python benchmarks/train.py --loss ssim --profile      # where a step spends its time, by operation
 
 The loops take turns, in rounds, because the speed of a machine drifts; every figure is a median over the rounds.
 
@@ -60,6 +62,8 @@ def main() -> None:
         spec = spec_of(Path(folder), options)
         rounds = {name: PEERS[name](spec, options) for name in options.peers}
         rounds["fluence"] = fluence_loop(spec, Ranks(), Team(Ranks()))
+        if options.profile:
+            return _profile(rounds["fluence"])
         for run_round in rounds.values():
             run_round()
         speeds: dict[str, list[float]] = {name: [] for name in rounds}
@@ -80,6 +84,9 @@ def options_of(description: str) -> argparse.Namespace:
     parser.add_argument("--norm", default="none")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=["floor", "same"])
+    parser.add_argument("--sam", action="store_true", help="sharpness-aware minimisation, also in floor and same")
+    parser.add_argument("--loss", choices=("l2", "ssim", "lpips"), default="l2", help="lpips: random weights")
+    parser.add_argument("--profile", action="store_true", help="only print the operations of a round of fluence")
     parser.add_argument("--workers", type=int, default=2, help="processes of the DataLoader")
     parser.add_argument("--steps", type=int, default=10, help="steps per round")
     parser.add_argument("--rounds", type=int, default=15)
@@ -95,8 +102,10 @@ def spec_of(folder: Path, options: argparse.Namespace) -> TrainSpec:
         writer.append(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
         writer.finish(pd.DataFrame({"image_id": np.arange(num_images).astype(str)}), pd.DataFrame({"image_id": []}))
     model = {"kind": "vae", "architecture": options.architecture, "width": options.width, "norm": options.norm}
+    model["reconstruction"] = [{"loss": options.loss} | ({"weights": "random"} if options.loss == "lpips" else {})]
     training = {"batch_size": options.batch, "precision": options.precision, "epochs": 10**6, "validation_fraction": 0}
     training["learning_rate"] = LEARNING_RATE
+    training["sam"] = {} if options.sam else None
     return TrainSpec(
         model=VaeModel.model_validate(model),
         training=Training.model_validate(training),
@@ -148,17 +157,39 @@ class _Bare:
         every = self.data.training.batch(torch.arange(len(self.data.training), device=self.device))
         return every.contiguous(memory_format=self.memory_format)
 
-    def loss(self, x: torch.Tensor) -> torch.Tensor:
+    def loss(self, x: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Mean loss of a batch [B, 3, H, W], []."""
+        noise = self.noise(x) if noise is None else noise
         with autocast(self.precision, self.device):
-            output = self.model(x, torch.randn(len(x), *self.model.noise_shape, device=self.device))
+            output = self.model(x, noise)
         return self.objective(output, x)[0].mean()
+
+    def noise(self, x: torch.Tensor) -> torch.Tensor:
+        """What the latents of a batch are drawn from."""
+        return torch.randn(len(x), *self.model.noise_shape, device=self.device)
 
     def step(self, x: torch.Tensor) -> None:
         """One step on a batch."""
-        self.loss(x).backward()
+        noise = self.noise(x)
+        self.loss(x, noise).backward()
+        if self.spec.training.sam:
+            self._sharpen(self.spec.training.sam.rho, x, noise)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _sharpen(self, rho: float, x: torch.Tensor, noise: torch.Tensor) -> None:
+        """The second pass of sharpness-aware minimisation."""
+        parameters = list(self.model.parameters())
+        weights = [p.detach().clone() for p in parameters]
+        length = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        with torch.no_grad():
+            for p in parameters:
+                p += rho / length * p.grad
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss(x, noise).backward()
+        with torch.no_grad():
+            for p, weight in zip(parameters, weights, strict=True):
+                p.copy_(weight)
 
 
 def _floor(spec: TrainSpec, options: argparse.Namespace) -> Callable[[], None]:
@@ -291,6 +322,14 @@ PEERS: dict[str, Callable[[TrainSpec, argparse.Namespace], Callable[[], None]]] 
 }
 
 
+def _profile(run_round: Callable[[], None]) -> None:
+    run_round()
+    with torch.profiler.profile() as profile:
+        run_round()
+    order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    print(profile.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60))
+
+
 def seconds(run_round: Callable[[], None]) -> float:
     """How long a round takes."""
     _wait_for_device()
@@ -308,7 +347,7 @@ def _wait_for_device() -> None:
 def _report(options: argparse.Namespace, speeds: dict[str, list[float]]) -> None:
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{options.architecture} x{options.width:g}, {options.size} px, batch {options.batch}, {name}, ", end="")
-    print(f"precision {options.precision}")
+    print(f"precision {options.precision}, loss {options.loss}{', sharpness-aware' if options.sam else ''}")
     bases = [peer for peer in ("floor", "same") if peer in speeds]
     print("  loop        images/s" + "".join(f"   x {base:5s} (middle half)" for base in bases))
     for loop, values in speeds.items():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,13 @@ import torch
 from fluence.allocator import keep_freed_memory
 from fluence.data.images import ResidentImages, rows_of_group, split_rows
 from fluence.errors import Interrupted
+from fluence.features import trained_features
 from fluence.layout import Layout, Run
+from fluence.losses import Objective
+from fluence.models import Output
 from fluence.models.recording import Recorder, record
-from fluence.models.trained import load_trained
-from fluence.probes import ErrorProbe
+from fluence.models.trained import TrainedModel, load_trained
+from fluence.probes import ErrorProbe, Probe, SharpnessProbe
 from fluence.store.activations import ActivationWriter, LayerInfo, NeedsFloat32, Which
 from fluence.store.outcome import write_progress
 from fluence.store.packed import Packed
@@ -38,6 +41,8 @@ class ExtractSpec:
         group_by: columns that define the groups.
         validation_fraction: share of the training images that was held out.
         key: hash of what determines the result.
+        trained: models of the study whose features the loss of this one compares, by `ModelFeatures.label`; used for
+            its sharpness.
     """
 
     model: Model
@@ -49,6 +54,7 @@ class ExtractSpec:
     group_by: tuple[str, ...]
     validation_fraction: float
     key: str
+    trained: Mapping[str, TrainedModel] = field(default_factory=dict)
 
 
 def extract(spec: ExtractSpec, stop: Callable[[], bool] = lambda: False) -> None:
@@ -82,7 +88,11 @@ class _Extraction:
         self._network = load_trained(spec.model, self._rated.image_size_px, spec.layout.weights(spec.run.id)).to(
             self._device
         )
-        self._probe = ErrorProbe(spec.record, self._device)
+        self._probes: list[Probe] = [ErrorProbe(spec.record, self._device)]
+        if spec.record.sharpness:
+            size = self._rated.image_size_px
+            objective = Objective(spec.model, trained_features(spec.trained, size)).to(self._device)
+            self._probes.append(SharpnessProbe(spec.record.sharpness, self._network, objective, size))
         with record(self._network, spec.record.layers, spec.record.tap) as recorder:
             self._layers: tuple[LayerInfo, ...] = recorder.layers
         bytes_per_image = 4 * sum(layer.num_units for layer in self._layers)
@@ -99,14 +109,14 @@ class _Extraction:
                 image_ids=rated_ids,
                 reference_ids=list(self._training.table["image_id"].iloc[reference]),
                 layers=self._layers,
-                probes=self._probe.names,
+                probes=[name for probe in self._probes for name in probe.names],
                 float32_layers=float32_layers,
                 attributes=self._attributes(),
             ) as writer,
             record(self._network, spec.record.layers, spec.record.tap) as recorder,
         ):
             if writer.rows_done == 0:
-                for start, values, _ in self._blocks(self._training, reference, recorder):
+                for start, values, _, _ in self._blocks(self._training, reference, recorder):
                     writer.write_reference(start, values)
                 self._write_samples(writer)
             self._write_rated(writer, recorder, stop)
@@ -117,8 +127,8 @@ class _Extraction:
         if writer.rows_done:
             print(f"{self._spec.run.label} continues at image {writer.rows_done} of {total}", flush=True)
         rows = np.arange(writer.rows_done, total)
-        for offset, values, probes in self._blocks(self._rated, rows, recorder):
-            writer.write_block(int(rows[offset]), values, probes)
+        for offset, values, images, output in self._blocks(self._rated, rows, recorder):
+            writer.write_block(int(rows[offset]), values, self._measure(images, output))
             done = writer.rows_done
             progress = self._spec.layout.progress("extract", self._spec.run.id)
             write_progress(progress, self._spec.key, done / total, f"image {done} of {total}")
@@ -128,14 +138,18 @@ class _Extraction:
     @torch.inference_mode()
     def _blocks(
         self, packed: Packed, rows: np.ndarray, recorder: Recorder
-    ) -> Iterator[tuple[int, dict[str, np.ndarray], dict[str, np.ndarray]]]:
-        """Start, layers [images, units] and probes [images] of each block of images."""
+    ) -> Iterator[tuple[int, dict[str, np.ndarray], torch.Tensor, Output]]:
+        """Start, layers [images, units], and the images with their output, of each block of images."""
         for start in range(0, len(rows), self._block):
             images = self._images(packed, rows[start : start + self._block])
             output = self._network(images)
             values = {name: _as_rows(value) for name, value in recorder.values.items()}
-            probes = {name: value.cpu().numpy() for name, value in self._probe(images, output).items()}
-            yield start, values, probes
+            yield start, values, images, output
+
+    def _measure(self, images: torch.Tensor, output: Output) -> dict[str, np.ndarray]:
+        """What the probes say of each image, float64 [images] by name."""
+        found = [probe(images, output) for probe in self._probes]
+        return {name: values.cpu().numpy() for one in found for name, values in one.items()}
 
     def _images(self, packed: Packed, rows: np.ndarray) -> torch.Tensor:
         resident = ResidentImages(packed.read(rows), self._device)

@@ -184,8 +184,7 @@ def _nearest(word: str, words: list[str]) -> str:
 
 
 def _models(study: Study) -> Findings:
-    from fluence.losses.networks import check_feature_layers, check_perceptual_losses
-    from fluence.models.architectures import (
+    from fluence.architectures import (
         check_image_size,
         check_layers,
         check_pretrained,
@@ -193,6 +192,7 @@ def _models(study: Study) -> Findings:
         constrained_layers,
         recordable_names,
     )
+    from fluence.losses.networks import check_feature_layers, check_perceptual_losses
 
     hint = "change it in the study; `fluence check --explain` prints every setting"
     for name in study.model_names:
@@ -223,7 +223,7 @@ def _models(study: Study) -> Findings:
 
 def _defeated(model: Model, key: str) -> Findings:
     """A constraint that the normalisation undoes."""
-    from fluence.models.architectures import defeated_constraints
+    from fluence.architectures import defeated_constraints
 
     layers = defeated_constraints(model)
     if layers:
@@ -234,8 +234,8 @@ def _defeated(model: Model, key: str) -> Findings:
 
 def _shell(model: Model, key: str, image_size_px: int) -> Findings:
     """Whether a tilted prior moves the means away from the origin at all."""
+    from fluence.architectures import code_size
     from fluence.losses.tilted import best_radius
-    from fluence.models.architectures import code_size
 
     if not isinstance(model, VaeModel) or not isinstance(model.prior, TiltedPrior):
         return

@@ -23,6 +23,7 @@ _GIGA = 1e9
 _CHECKPOINTS_KEPT = 2
 _NUMBERS_PER_PARAMETER = 3  # itself, and the two moments of Adam
 _BACKWARD = 2  # a backward pass is two convolutions for each of the forward pass
+_SHARPNESS = 4  # a chunk with weights of its own for each image, in passes of training (benchmarks/sharpness.py)
 _CALIBRATION_S = 0.5
 
 _LPIPS_FLOPS_PER_PIXEL = {"alex": 26e3, "vgg": 610e3, "squeeze": 14e3}
@@ -182,8 +183,10 @@ def _run_cost(
 ) -> RunCost:
     training = study.training_of(model)
     held_out = num_images * training.validation_fraction
-    epoch = (num_images - held_out) * cost.training_gflops + held_out * cost.forward_gflops
+    passes = 2 if training.sam else 1
+    epoch = (num_images - held_out) * passes * cost.training_gflops + held_out * cost.forward_gflops
     extraction = (num_rated + study.record.reference_images) * cost.forward_gflops
+    extraction += num_rated * _SHARPNESS * cost.training_gflops if study.record.sharpness else 0
     gflops = training.epochs * epoch + extraction
     seeds = len(study.seeds_of(model, group))
     return RunCost(model, group, seeds, num_images, training.epochs, gflops, gflops / gflops_per_s / 3600)

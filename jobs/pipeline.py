@@ -13,7 +13,7 @@ from fluence.layout import Layout, Run
 from fluence.study import Study
 
 if TYPE_CHECKING:
-    from fluence.training import TrainedModel
+    from fluence.models.trained import TrainedModel
 
 Section = dict[str, Any]
 Cell = tuple[str, str, int]  # model, group and seed
@@ -129,19 +129,18 @@ def _compared(study: Study, model: str, seed: int) -> dict[str, Cell]:
 
 
 def trained_models(task: Task, tasks: tuple[Task, ...], study: Study, layout: Layout) -> dict[str, TrainedModel]:
-    """Settings and weights of the trained models whose features a training compares, by `ModelFeatures.label`.
+    """Settings and weights of the trained models whose features the loss of a run compares, by `ModelFeatures.label`.
 
     Args:
-        task: the training.
+        task: the training or extraction of the run.
         tasks: all tasks of the study.
         study: the study.
         layout: its folder.
     """
-    from fluence.training import TrainedModel
+    from fluence.models.trained import TrainedModel
 
     assert task.run is not None
-    runs = [other.run for other in tasks if other.id in task.needs and other.run]
-    ids = {(run.model, run.group, run.seed): run.id for run in runs}
+    ids = {(run.model, run.group, run.seed): run.id for run in (other.run for other in tasks) if run}
     compared = _compared(study, task.run.model, task.run.seed)
     return {name: TrainedModel(study.models[cell[0]], layout.weights(ids[cell])) for name, cell in compared.items()}
 

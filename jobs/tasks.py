@@ -231,6 +231,7 @@ def _extract(task: Task, context: Context) -> Result:
         group_by=study.data.group_by,
         validation_fraction=study.training_of(task.run.model).validation_fraction,
         key=task.key,
+        trained=trained_models(task, context.tasks, study, layout),
     )
     extract(spec, stop=context.stop)
     return Result()

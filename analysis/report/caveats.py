@@ -7,14 +7,15 @@ from collections.abc import Iterator
 import pandas as pd
 
 from analysis.kinds import taught_the_score
-from analysis.report.evidence import Evidence
+from analysis.report.evidence import Evidence, correlation_over_images
 from analysis.report.page import Caveat, counted, listed
 from analysis.report.summary import untrained_models
 from analysis.tables import covariate_design
-from fluence.models.architectures import defeated_constraints
+from fluence.architectures import defeated_constraints
 from fluence.study import LpipsLoss, SyntheticDataset
 
 _DETAILS = 40
+_SAME = 0.99
 _STATUS_WORDS = {
     "failed": "failed",
     "diverged": "diverged (a loss became NaN or infinite)",
@@ -29,6 +30,7 @@ def caveats(evidence: Evidence) -> tuple[Caveat, ...]:
     found = [
         *_lpips(evidence),
         *_defeated(evidence),
+        *_sharpness(evidence),
         *_training_set(evidence),
         *_runs(evidence),
         *_unreadable(evidence),
@@ -65,6 +67,20 @@ def _lpips(evidence: Evidence) -> Iterator[Caveat]:
         )
     if study.record.lpips and study.record.lpips.weights == "random":
         yield Caveat("The LPIPS error was measured with random weights: it is no perceptual distance.", severe=True)
+
+
+def _sharpness(evidence: Evidence) -> Iterator[Caveat]:
+    """Where sharpness is ρ times the norm of the gradient, it is no finding of its own."""
+    if not evidence.study.record.sharpness:
+        return
+    found = correlation_over_images(evidence, "sharpness", "gradient_norm")
+    same = {model: r for model, r in found.items() if r > _SAME}
+    if same:
+        yield Caveat(
+            f"Sharpness and the norm of the gradient say the same of the images: they correlate with r > {_SAME:g} in "
+            f"{listed([f'{model} ({r:.4f})' for model, r in same.items()])}. So the loss is a straight line nearby, "
+            "and a larger record.sharpness.rho would be needed to see its curvature."
+        )
 
 
 def _defeated(evidence: Evidence) -> Iterator[Caveat]:

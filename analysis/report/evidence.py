@@ -260,6 +260,18 @@ def metric_quantiles(evidence: Evidence, metrics: tuple[str, ...]) -> pd.DataFra
     return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
 
 
+def correlation_over_images(evidence: Evidence, first: str, second: str) -> dict[str, float]:
+    """Pearson's r of two metrics of one image over the rated images, by model: of its first run that has both."""
+    found = {}
+    for model in evidence.study.model_names:
+        run = next((run for run in evidence.done if run.model == model), None)
+        values = metrics_of(evidence, run) if run else None
+        if values is not None and {first, second} <= set(values["metric"]):
+            columns = [values[values["metric"] == name].set_index("image_id")["value"] for name in (first, second)]
+            found[model] = float(columns[0].corr(columns[1]))
+    return found
+
+
 def metrics_of(evidence: Evidence, run: Run) -> pd.DataFrame | None:
     """The metrics of every image in one run, or None if they cannot be read."""
     try:

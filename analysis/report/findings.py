@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 from analysis import figures
-from analysis.measure import RECONSTRUCTION
+from analysis.measure import LOSS, RECONSTRUCTION
 from analysis.report.evidence import Evidence, metric_quantiles, metrics_of
 from analysis.report.page import NOTHING, Cell, Item, Section, Table, Text, cell, drawn, interval, p_value
 from analysis.report.summary import (
     ALL_IMAGES,
     GENERAL,
+    LOSS_NAMES,
     POOLED,
     PREDICTOR_NAMES,
     Summary,
@@ -27,7 +28,7 @@ from analysis.report.summary import (
 from fluence.study import OWN_GROUP
 
 _PER_FIGURE = 3
-_ERRORS = "errors"
+_ERRORS, _LOSS = "errors", "loss"
 _DECIMALS = 3
 
 
@@ -156,9 +157,12 @@ def _ridge_table(evidence: Evidence, rows: pd.DataFrame, caption: str, *, with_p
 
 
 def _with_errors(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
-    """Reconstruction errors as one more metric, whose `layers` are the measures of error."""
-    errors = table["layer"] == RECONSTRUCTION
-    named = table["metric"].map(error_names(evidence)).fillna(table["metric"])
+    """Reconstruction errors as one more metric, whose `layers` are the measures of error; likewise what the loss is."""
+    errors, of_loss = table["layer"] == RECONSTRUCTION, table["layer"] == LOSS
+    named = table["metric"].map(error_names(evidence) | LOSS_NAMES).fillna(table["metric"])
+    table = table.assign(
+        layer=table["layer"].where(~of_loss, named), metric=table["metric"].where(~of_loss, _LOSS)
+    )  # fmt: skip
     return table.assign(
         layer=table["layer"].where(~errors, named), metric=table["metric"].where(~errors, _ERRORS)
     )  # fmt: skip
@@ -166,7 +170,7 @@ def _with_errors(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
 
 def _by_layer(evidence: Evidence, summary: Summary, estimator: str, title: str) -> Iterator[Item]:
     table = _with_errors(evidence, summary.general_correlations(estimator)).dropna(subset=["r"])
-    names = {**reported_metrics(evidence), _ERRORS: "reconstruction error"}
+    names = {**reported_metrics(evidence), _ERRORS: "reconstruction error", _LOSS: "sharpness"}
     present = {metric: name for metric, name in names.items() if metric in set(table["metric"])}
     models = [model for model in evidence.study.model_names if model in set(table["model"])]
     for number, chunk in enumerate(_chunks(models), start=1):
@@ -176,7 +180,7 @@ def _by_layer(evidence: Evidence, summary: Summary, estimator: str, title: str) 
             title,
             "Thin lines: interval over the images; thick lines: range over the seeds; filled: significant after "
             f"correction in every seed. n = {table['n'].min():,.0f} images. Fluency theory expects positive values for "
-            f"Gini, negative ones for Lε, gates and errors.{incomplete(evidence, table[table['model'].isin(chunk)])}",
+            f"Gini, negative ones for all others.{incomplete(evidence, table[table['model'].isin(chunk)])}",
             figures.correlations_by_layer,
             table[table["model"].isin(chunk)],
             present,
@@ -259,7 +263,7 @@ def _correlation_table(evidence: Evidence, summary: Summary) -> Iterator[Item]:
     if table.empty:
         return
     columns = ("model", "layer", "metric", "estimator", "n", "seeds", "r", "interval", "seeds from … to", "p adjusted")
-    names = {**reported_metrics(evidence), **error_names(evidence)}
+    names = {**reported_metrics(evidence), **error_names(evidence), **LOSS_NAMES}
     rows = []
     for _, row in table.iterrows():
         words = [

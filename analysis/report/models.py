@@ -86,7 +86,7 @@ def _table(evidence: Evidence) -> Table:
     phase = "validation" if "validation" in set(curves["phase"]) else "train"
     last = curves[curves["phase"] == phase].sort_values("epoch").groupby(["run_id", "term"], sort=False).tail(1)
     grouped = last.groupby(["model", "group"], sort=False)
-    terms = list(dict.fromkeys(curves["term"]))
+    terms = list(dict.fromkeys(curves.loc[curves["phase"] == phase, "term"]))
     rows = []
     for (model, group), own in grouped:
         means = own.groupby("term")["value"].mean()

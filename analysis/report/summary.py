@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.gates import REPORTED
-from analysis.measure import RECONSTRUCTION, quantile_name
+from analysis.measure import LOSS, RECONSTRUCTION, quantile_name
 from analysis.report.evidence import Evidence
 from analysis.report.page import listed
 
@@ -21,7 +21,10 @@ PREDICTOR_NAMES = {
     "l_eps": "Lε",
     "gates": "gates",
     "reconstruction": "reconstruction errors",
+    "sharpness": "sharpness and gradient",
 }
+LOSS_NAMES = {"sharpness": "sharpness", "gradient_norm": "gradient norm"}
+"""What is measured of each image's loss, and its names for people."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,13 @@ def metric_name(evidence: Evidence, layer: str, metric: str) -> str:
     """`Gini of conv3`, `SSIM error`."""
     if layer == RECONSTRUCTION:
         return f"{error_names(evidence).get(metric, metric)} reconstruction error"
+    if layer == LOSS:
+        return f"{LOSS_NAMES.get(metric, metric)} of the loss"
     return f"{reported_metrics(evidence).get(metric, metric)} of {layer}"
 
 
 def expected_sign(metric: str) -> int:
-    """The sign that fluency theory expects: sparse activity, few open gates and small errors go with beauty."""
+    """The sign that fluency theory expects: sparse activity, few open gates, small errors and flat losses are beautiful."""
     return 1 if metric == "gini" else -1
 
 

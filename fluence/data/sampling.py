@@ -7,6 +7,7 @@ on how many processes share the work, and a training that continues draws what i
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,29 +49,39 @@ class Sampler:
         noise_shape: shape of one image's noise.
         seed: the run's seed.
         horizontal_flip: mirror each image in about half of the epochs.
+        micro_batch_size: largest number of images, over all processes, that pass at once; None for whole batches.
         rank: which of the `world_size` shares of each batch to deal out.
+
+    Attributes:
+        batch_size: images per optimiser step.
+        batches_per_epoch: optimiser steps per epoch.
+        num_pieces: pieces that a batch is passed in, the same for every process; their sizes differ by one at most.
     """
 
     def __init__(
         self, images: ResidentImages, batch_size: int, noise_shape: tuple[int, ...], *, seed: int,
-        horizontal_flip: bool, device: torch.device, rank: int = 0, world_size: int = 1,
+        horizontal_flip: bool, device: torch.device, micro_batch_size: int | None = None,
+        rank: int = 0, world_size: int = 1,
     ) -> None:  # fmt: skip
         self.batch_size = min(batch_size, len(images))
         self.batches_per_epoch = len(images) // self.batch_size
         self._images, self._noise_shape = images, noise_shape
         self._seed, self._horizontal_flip, self._device = seed, horizontal_flip, device
-        self._share = share_of(self.batch_size, rank, world_size)
-        self._noise = torch.Generator(device)
+        self.num_pieces = num_pieces(self.batch_size, micro_batch_size)
+        pieces = [share_of(self.batch_size, piece, self.num_pieces) for piece in range(self.num_pieces)]
+        self._parts = [_part_of(piece, rank, world_size) for piece in pieces]
+        self._generator = torch.Generator(device)
+        self._noise: tuple[tuple[int, int], Tensor] | None = None
         self._epoch = -1
 
-    def share(self, epoch: int, batch: int) -> Share:
-        """This process' part of one batch of one epoch."""
+    def share(self, epoch: int, batch: int, piece: int = 0) -> Share:
+        """This process' part of one piece of one batch of one epoch: the same numbers, however often it is asked."""
         if epoch != self._epoch:
             self._shuffle(epoch)
         start = batch * self.batch_size
-        chosen = self._order[start : start + self.batch_size][self._share]
+        chosen = self._order[start : start + self.batch_size][self._parts[piece]]
         flip = self._flip[chosen] if self._horizontal_flip else None
-        noise = self._noise_of(epoch, batch)[self._share]
+        noise = self._noise_of(epoch, batch)[self._parts[piece]]
         return Share(self._images.batch(chosen, flip), noise, self._images.attributes_of(chosen))
 
     def _shuffle(self, epoch: int) -> None:
@@ -82,11 +93,25 @@ class Sampler:
         self._epoch = epoch
 
     def _noise_of(self, epoch: int, batch: int) -> Tensor:
-        """Noise of the whole batch, from which every process takes its share."""
-        self._noise.manual_seed(derived_seed(self._seed, "noise", epoch, batch))
-        return torch.randn((self.batch_size, *self._noise_shape), generator=self._noise, device=self._device)
+        """Noise of the whole batch, from which every process takes its share; drawn once for all its pieces."""
+        if self._noise is None or self._noise[0] != (epoch, batch):
+            self._generator.manual_seed(derived_seed(self._seed, "noise", epoch, batch))
+            shape = (self.batch_size, *self._noise_shape)
+            self._noise = (epoch, batch), torch.randn(shape, generator=self._generator, device=self._device)
+        return self._noise[1]
 
 
 def share_of(num_images: int, rank: int, world_size: int) -> slice:
     """The rank's contiguous part of `num_images`; parts differ by one image at most."""
     return slice(num_images * rank // world_size, num_images * (rank + 1) // world_size)
+
+
+def num_pieces(batch_size: int, micro_batch_size: int | None) -> int:
+    """Into how many pieces of at most `micro_batch_size` images a batch is cut."""
+    return math.ceil(batch_size / (micro_batch_size or batch_size))
+
+
+def _part_of(piece: slice, rank: int, world_size: int) -> slice:
+    """The rank's contiguous part of a piece, counted from the start of the batch."""
+    part = share_of(piece.stop - piece.start, rank, world_size)
+    return slice(piece.start + part.start, piece.start + part.stop)

@@ -5,7 +5,7 @@ Training and validation share it, so that the best epoch is chosen by the loss t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,20 @@ class Objective(nn.Module):
             )
         terms["loss"] = total
         return total, {name: value.detach() for name, value in terms.items()}
+
+    def names_alone(self, output: ModelOutput, images: Tensor, values: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """The terms that one image has by itself: those of the whole batch are left out. The images can be any two."""
+        attributes = images.new_zeros((len(images), len(self.columns)))
+        seen = Pass.of(output, images, values, attributes)
+        return tuple(name for name, term in self._terms.items() if term.weight and term.function(seen).ndim)
+
+    def alone(
+        self, names: Collection[str], output: ModelOutput, images: Tensor, values: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The weighted sum of the terms of these names, for each image by itself, [B]; for `torch.func` too."""
+        seen = Pass.of(output, images, values, None)
+        chosen = (self._terms[name] for name in names)
+        return torch.stack([term.weight * term.function(seen) for term in chosen]).sum(0)
 
 
 def _terms_of(model: Model, trained: Mapping[str, nn.Module]) -> Iterator[Term]:

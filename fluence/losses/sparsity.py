@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
+from fluence.architectures import attended_layers, constrained_layers, gate_names
 from fluence.losses.shared import batch_mean
 from fluence.losses.terms import Pass, Term
-from fluence.models.architectures import attended_layers, constrained_layers, gate_names
 from fluence.study import KlSparsity, L0Sparsity, L1Sparsity, Model, SoftmaxAttention
 
 LOW = 1e-3

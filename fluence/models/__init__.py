@@ -1,7 +1,7 @@
 """Models: networks with named layers that can be recorded.
 
 `fluence.models.build` makes one from its settings. Importing this package does not import torch, so that the
-command line can ask `fluence.models.architectures` what a study may say.
+command line can ask `fluence.architectures` what a study may say.
 """
 
 from __future__ import annotations

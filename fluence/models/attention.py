@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fluence.models.architectures import attended_layers, channel_dropping_layers
+from fluence.architectures import attended_layers, channel_dropping_layers
 from fluence.models.layers import he_normal
 from fluence.models.norms import SyncedBatchNorm2d, at_least_float32, without_autocast
 from fluence.study import Attention, CbamAttention, Model, SigmoidAttention, SoftmaxAttention

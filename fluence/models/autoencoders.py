@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fluence.models.architectures import (
+from fluence.architectures import (
     ARCHITECTURES,
     LATENT_LAYER,
     PLACES,

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fluence.models.architectures import NUM_COLOURS, DecoderLayer, scaled
+from fluence.architectures import NUM_COLOURS, DecoderLayer, scaled
 from fluence.models.layers import Nonlinearity, Style, convolution, he_normal, last_convolution
 from fluence.models.norms import norm_layer, spectral_norm
 from fluence.models.upsampling import UPSAMPLINGS

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fluence.architectures import ARCHITECTURES, NUM_COLOURS, Architecture, scaled
 from fluence.errors import ArtifactError
-from fluence.models.architectures import ARCHITECTURES, NUM_COLOURS, Architecture, scaled
 from fluence.models.attention import HardConcreteGates, gates_of
 from fluence.models.layers import ConvUnit, Style
 from fluence.store.pretrained import find_weights

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fluence.models.architectures import ConvLayer
+from fluence.architectures import ConvLayer
 from fluence.models.norms import norm_layer, spectral_norm
 from fluence.study import Model
 

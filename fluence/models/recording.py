@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from fluence.models.architectures import check_layers
+from fluence.architectures import check_layers
 from fluence.models.autoencoders import Autoencoder
 from fluence.store.activations import LayerInfo
 

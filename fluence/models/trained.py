@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,6 +11,19 @@ from fluence.errors import ArtifactError
 from fluence.models.autoencoders import Autoencoder, build
 from fluence.store.weights import read_weights
 from fluence.study import Model
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Another training of the same study, whose features this one compares.
+
+    Attributes:
+        model: its settings.
+        weights: what it handed on.
+    """
+
+    model: Model
+    weights: Path
 
 
 def load_trained(model: Model, image_size_px: int, weights: Path) -> Autoencoder:

@@ -185,6 +185,7 @@ class ActivationWriter:
             for name, values in layers.items():
                 self._write_layer(f"layers/{name}", name, start, values)
             for name, values in probes.items():
+                self._check_probe(name, start, values)
                 self._file[f"probes/{name}"][start : start + len(values)] = values
             self._sync()
             self._count(start + len(next(iter(layers.values()))))
@@ -199,6 +200,15 @@ class ActivationWriter:
         with explained(self._path):
             for name, values in layers.items():
                 self._write_layer(f"reference/{name}", name, start, values)
+
+    def _check_probe(self, probe: str, start: int, values: np.ndarray) -> None:
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise ArtifactError(
+                f"probe {probe}: {len(bad)} values are NaN or infinite, first in image "
+                f"{self._file['image_id'].asstr()[start + bad[0]]}; "
+                + ("try a smaller record.sharpness.rho" if probe == "sharpness" else "train this run again")
+            )
 
     def _write_layer(self, dataset: str, layer: str, start: int, values: np.ndarray) -> None:
         target = self._file[dataset]

@@ -182,6 +182,7 @@ class Study(Section):
                     f"there are: {', '.join(self.data.datasets)}"
                 )
         self._refuse_unknown_models()
+        self._refuse_large_pieces()
         if self.analysis.epsilon.report not in self.analysis.epsilon.quantiles:
             raise ValueError("analysis.epsilon.report: must be one of analysis.epsilon.quantiles")
         return self
@@ -232,6 +233,15 @@ class Study(Section):
                 if name not in self.models:
                     raise ValueError(f"{key}: no model is called {name!r}; there are: {', '.join(self.models)}")
 
+    def _refuse_large_pieces(self) -> None:
+        for name in self.model_names:
+            training = self.training_of(name)
+            if training.micro_batch_size and training.micro_batch_size > training.batch_size:
+                raise ValueError(
+                    f"training.micro_batch_size: {training.micro_batch_size} is more than the {training.batch_size} "
+                    f"of training.batch_size, for model {name!r}; write a smaller one, or null"
+                )
+
     @property
     def grids(self) -> tuple[Grid, ...]:
         """The grid, or the grids."""
@@ -269,7 +279,7 @@ class Study(Section):
 
     def training_of(self, model: str) -> Training:
         """The training settings of one model: the study's, with the model's own on top."""
-        own = self.models[model].training.model_dump(exclude_none=True)
+        own = {name: value for name, value in self.models[model].training if value is not None}
         return self.training.model_copy(update=own)
 
 

@@ -24,10 +24,11 @@ class Training(Section):
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Images per optimiser step over all processes together; the number of processes never changes it."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Images per forward pass, where a whole batch does not fit into memory; gradients are added up to the batch.
-    `null` passes a batch at once. Batch normalisation and sparsity terms then see only these images."""
+    """Images per forward pass over all processes together, where a whole batch does not fit into memory; gradients
+    are added up to the batch. `null` passes a batch at once. Batch normalisation, and terms of the whole batch such as
+    KL sparsity, then see only these images."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """`adamw` (Loshchilov & Hutter 2019), or `sgd` with momentum 0.9."""
+    """`adamw` (Loshchilov & Hutter 2019), or `sgd` with momentum 0.9; each wants a learning rate of its own."""
     learning_rate: Positive = 1e-3
     """Highest learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

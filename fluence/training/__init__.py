@@ -2,6 +2,6 @@
 
 from fluence.training.distributed import Ranks
 from fluence.training.loop import train
-from fluence.training.task import TrainedModel, TrainSpec, TrainSummary
+from fluence.training.task import TrainSpec, TrainSummary
 
-__all__ = ["Ranks", "TrainSpec", "TrainSummary", "TrainedModel", "train"]
+__all__ = ["Ranks", "TrainSpec", "TrainSummary", "train"]

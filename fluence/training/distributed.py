@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -153,6 +153,22 @@ class Team:
         unsynced = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         return parallel(model, device_ids=gpus, **unsynced)
 
+    def until_last_piece(self, network: nn.Module, is_last: bool) -> AbstractContextManager[object]:
+        """The passes of one piece of a batch: gradients add up in each process, and the last piece averages them."""
+        several = isinstance(network, nn.parallel.DistributedDataParallel)
+        return network.no_sync() if several and not is_last else nullcontext()
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Puts back what passes inside the block changed of the buffers, such as the statistics of batch normalisation."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+
 
 @contextmanager
 def first_pass_undone(model: nn.Module) -> Iterator[None]:
@@ -163,8 +179,6 @@ def first_pass_undone(model: nn.Module) -> Iterator[None]:
     processes the bucket decides in which order gradients are added. Without this pass, a training that continues would
     take its first step with the first buckets, where an undisturbed one has long used the second: other bits.
     """
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    yield
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+    with buffers_kept(model):
+        yield
     model.zero_grad(set_to_none=True)

@@ -14,17 +14,19 @@ from torch import Tensor
 from fluence.allocator import keep_freed_memory
 from fluence.data.sampling import Sampler, Share, share_of
 from fluence.errors import Diverged, Interrupted
+from fluence.features import trained_features
 from fluence.losses import Objective
 from fluence.models import Recorder, build
 from fluence.store.weights import write_weights
 from fluence.training.checkpoint import Checkpoints
 from fluence.training.distributed import Ranks, Team, first_pass_undone
 from fluence.training.divergence import GRADIENT, DivergenceWatch
-from fluence.training.features import trained_features
 from fluence.training.metrics_log import EpochSums, MetricsLog
+from fluence.training.optimizers import build_optimizer
 from fluence.training.precision import LossScaler, autocast, choose_precision
 from fluence.training.progress import Place, Progress
 from fluence.training.randomness import random_states, reproducible, restore_random_states
+from fluence.training.sam import SHARPNESS, Sam
 from fluence.training.schedule import Schedule
 from fluence.training.task import TrainingData, TrainSpec, TrainSummary, load_images
 
@@ -104,12 +106,12 @@ class TrainingLoop:
         self._recorder = Recorder(self.model, self._objective.layers, "post")
         self._precision = choose_precision(settings, ranks.device)
         self._scaler = LossScaler(self._precision, ranks.device)
-        self._optimizer = torch.optim.AdamW(
-            self.model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        self._optimizer = build_optimizer(self.model, settings)
+        self._sam = Sam(self.model, settings.sam.rho) if settings.sam else None
         self._sampler = Sampler(
             data.training, settings.batch_size, model.noise_shape, seed=spec.run.seed,
-            horizontal_flip=settings.horizontal_flip, device=ranks.device, rank=ranks.rank, world_size=ranks.world_size,
+            horizontal_flip=settings.horizontal_flip, device=ranks.device,
+            micro_batch_size=settings.micro_batch_size, rank=ranks.rank, world_size=ranks.world_size,
         )  # fmt: skip
         self._schedule = Schedule(settings, self._sampler.batches_per_epoch)
 
@@ -117,7 +119,7 @@ class TrainingLoop:
         self.best: Best | None = None
         self._terms = self._first_pass()
         self._watch = DivergenceWatch(self._terms, ranks.device)
-        self._sums = EpochSums((*self._terms, GRADIENT), ranks.device)
+        self._sums = EpochSums((*self._terms, *((SHARPNESS,) if self._sam else ()), GRADIENT), ranks.device)
 
         self._log = MetricsLog(spec.layout.metrics_log(spec.run.id), writes=ranks.is_first)
         self._checkpoints = Checkpoints(spec.layout.checkpoints(spec.run.id), spec.key)
@@ -154,19 +156,44 @@ class TrainingLoop:
             self._save_or_stop()
 
     def _take_step(self) -> None:
-        share = self._sampler.share(self.epoch, self.batch)
-        losses, terms = self._losses(share, self._schedule.kl_scale(self.step))
-        # Gradients are averaged over the processes, whose shares may differ by an image: so each adds up its images
-        # and divides by its part of the whole batch. The result is the mean over the batch, however it was shared.
-        loss = losses.sum() * (self._ranks.world_size / self._sampler.batch_size)
-        (loss * self._scaler.scale).backward()
-
-        sums = self._team.sum(_sums(terms))
-        norm = self._update_weights(sums)
-        self._sums.add(sums, self._sampler.batch_size, norm)
+        sums, norm = self._gradient_of_batch()
+        sharpness = sums[:0]
+        if self._sam:
+            sharpness, norm = self._ascend_and_look(self._sam, sums, norm)
+        self._update_weights(sums, norm)
+        self._sums.add(torch.cat([sums, sharpness]), self._sampler.batch_size, norm)
         self.batch += 1
         if self.progress.advance(self._sampler.batch_size):
             self._tell()
+
+    def _gradient_of_batch(self) -> tuple[Tensor, Tensor]:
+        """Adds the gradients up; returns the terms' sums over the batch, float64 [num_terms], and the norm, []."""
+        sums = torch.zeros(len(self._terms), dtype=torch.float64, device=self._ranks.device)
+        for piece in range(self._sampler.num_pieces):
+            is_last = piece == self._sampler.num_pieces - 1
+            with self._team.until_last_piece(self._network, is_last):
+                share = self._sampler.share(self.epoch, self.batch, piece)
+                losses, terms = self._losses(share, self._schedule.kl_scale(self.step))
+                # Gradients are averaged over the processes, whose shares may differ by an image: so each adds up its
+                # images and divides by its part of the whole batch. The result is the mean over the batch, however
+                # it was shared and cut.
+                loss = losses.sum() * (self._ranks.world_size / self._sampler.batch_size)
+                (loss * self._scaler.scale).backward()
+            sums += _sums(terms)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return self._team.sum(sums), torch.nn.utils.get_total_norm(gradients) / self._scaler.scale
+
+    def _ascend_and_look(self, sam: Sam, sums: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts the gradient at W + ε̂ in the place of the one at W, of which sums and norm are given.
+
+        Returns:
+            L(W + ε̂) − L(W), summed over the batch, [1], and the new norm: NaN if either pass was not finite.
+        """
+        with sam.ascended():
+            sums_above, norm_above = self._gradient_of_batch()
+        loss = self._terms.index("loss")
+        sharpness = (sums_above - sums)[loss : loss + 1]
+        return sharpness, torch.where(norm.isfinite() & sharpness[0].isfinite(), norm_above, torch.nan)
 
     def _losses(self, share: Share, kl_scale: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each image of a share, [B], and its terms."""
@@ -174,14 +201,12 @@ class TrainingLoop:
             output = self._network(share.images, share.noise)
         return self._objective(output, share.images, self._recorder.take(), share.attributes, kl_scale=kl_scale)
 
-    def _update_weights(self, sums: Tensor) -> Tensor:
-        """One step of the optimiser, unless something is not finite; returns the norm of the gradient, [].
+    def _update_weights(self, sums: Tensor, norm: Tensor) -> None:
+        """One step of the optimiser, unless something is not finite.
 
         The fused optimiser divides the gradient by `grad_scale` and does nothing at all where `found_inf` is 1. Both
         stay on the device, so that no step waits for it.
         """
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) / self._scaler.scale
         overflow = ~torch.isfinite(norm)
         left_out = self._watch.look(self.step, sums, norm, self._scaler.forgives(overflow))
 
@@ -192,7 +217,6 @@ class TrainingLoop:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.update(overflow)
-        return norm
 
     def _first_pass(self) -> tuple[str, ...]:
         """One pass over two black images, of which nothing stays but the names of the loss terms."""

@@ -10,24 +10,13 @@ import numpy as np
 
 from fluence.data.attributes import attribute_values
 from fluence.data.images import ResidentImages, rows_of_group, split_rows
+from fluence.data.sampling import num_pieces
 from fluence.errors import RunError, Skipped, StudyError
 from fluence.layout import Layout, Run
+from fluence.models.trained import TrainedModel
 from fluence.store.packed import Packed
 from fluence.study import Model, Training
 from fluence.training.distributed import Ranks
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """Another training of the same study, whose features this one compares.
-
-    Attributes:
-        model: its settings.
-        weights: what it handed on.
-    """
-
-    model: Model
-    weights: Path
 
 
 @dataclass(frozen=True)
@@ -142,4 +131,11 @@ def _check(spec: TrainSpec, ranks: Ranks, num_training: int, num_validation: int
             f"{ranks.world_size} processes cannot share a batch of {batch_size} images (training.batch_size is "
             f"{spec.training.batch_size}, group {spec.run.group} has {num_training} training images); "
             f"start at most {batch_size} processes"
+        )
+    piece_size = batch_size // num_pieces(batch_size, spec.training.micro_batch_size)
+    if ranks.world_size > piece_size:
+        raise RunError(
+            f"{ranks.world_size} processes cannot share {piece_size} images, the smallest part that a batch of "
+            f"{batch_size} is passed in (training.micro_batch_size is {spec.training.micro_batch_size}); start at most "
+            f"{piece_size} processes, or raise it"
         )

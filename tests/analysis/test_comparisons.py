@@ -205,8 +205,9 @@ def test_terms_beyond_nine_panels_are_named_in_the_caption(evidence: Evidence) -
         ]
     )
     items = changed(evidence, "constraint", curves=more)
-    assert "In the table only: Disorder along 5, Disorder along 6, Disorder along 7, Disorder along 8 and KL sparsity" in caption(
-        items, "losses"
+    assert (
+        "In the table only: Disorder along 5, Disorder along 6, Disorder along 7, Disorder along 8 and KL sparsity"
+        in caption(items, "losses")
     )
     assert "attribute/8" in rows_of(items, "Loss terms")["small"]
 

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 
 from analysis import measure as module
+from analysis.cells import predictor_sets
 from analysis.measure import choose_epsilon, measure, quantile_name
 from analysis.sparsity import gini
+from analysis.tables import feature_matrix
 from fluence.errors import ArtifactError
 from fluence.layout import Layout, Run
 from fluence.store.activations import ActivationWriter, LayerInfo
@@ -77,6 +79,27 @@ def test_every_value_of_the_table(layout: Layout) -> None:
     assert wide["mu", "gini"].notna().sum() == 69
     assert wide["mu", "l_eps_count_q50"].iloc[3] == 0
     np.testing.assert_array_equal(wide["reconstruction", "l1_error"], np.arange(70) * 0.5)
+
+
+def test_sharpness_and_gradient_are_of_the_loss_not_of_the_reconstruction(layout: Layout) -> None:
+    values = random_layers(5, 0)
+    probes = {"l1_error": np.ones(5), "sharpness": np.arange(5.0), "gradient_norm": 10 * np.arange(5.0)}
+    ids = [f"face-{number}" for number in range(5)]
+    path = layout.activations(RUN.id)
+    with ActivationWriter(
+        path, key="k", image_ids=ids, reference_ids=["r"], layers=LAYERS, probes=list(probes)
+    ) as file:
+        file.write_reference(0, random_layers(1, 1))
+        file.write_block(0, values, probes)
+        file.finish()
+    measure(RUN, layout, EPSILON, key="k")
+    metrics = read_table(layout.metrics(RUN.id))
+    of_loss = metrics[metrics["layer"] == "loss"].pivot(index="image_id", columns="metric", values="value").loc[ids]
+    assert of_loss.to_dict("list") == {"gradient_norm": [0, 10, 20, 30, 40], "sharpness": [0, 1, 2, 3, 4]}
+    assert set(metrics.loc[metrics["layer"] == "reconstruction", "metric"]) == {"l1_error"}
+    features = feature_matrix(metrics, 0.5)
+    assert predictor_sets(features, 0.5)["sharpness"].shape == (5, 2)
+    assert "sharpness" not in predictor_sets(features.drop(columns="loss", level="layer"), 0.5)
 
 
 def test_blocks_do_not_change_the_table(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,8 @@ def test_nothing_that_was_not_used_is_in_the_text() -> None:
         ({"kind": "vq-vae", "codebook_size": 7}, "with a codebook of 7 entries", "Vinyals"),
         ({"training": {"epochs": 0}}, "left untrained, as a negative control", "Kingma"),
         ({"training": {"learning_rate": 0.5}}, "settings of its own: learning rate 0.5", "Kingma"),
+        ({"training": {"optimizer": "sgd"}}, "settings of its own: optimizer sgd", "Sutskever"),
+        ({"training": {"sam": {"rho": 0.1}}}, "sharpness-aware training with ρ = 0.1", "Foret"),
     ],
 )
 def test_models_are_described(model: dict[str, object], expected: str, reference: str) -> None:
@@ -168,6 +170,25 @@ def test_feature_networks_are_described(network: dict[str, object], expected: st
     assert expected in text_of(methods)
     for name in (reference, "Hou X", "Higgins"):
         assert any(line.startswith(name) for line in methods.references)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "reference"),
+    [
+        ({"training": {"sam": {"rho": 0.1}}}, "Training was sharpness-aware (Foret et al. 2021)", "Foret"),
+        ({"training": {"optimizer": "sgd"}}, "Stochastic gradient descent with momentum 0.9 (Sutskever", "Sutskever"),
+        ({"training": {"optimizer": "sgd", "weight_decay": 0.1}}, "momentum 0.9 and weight decay 0.1", "Sutskever"),
+        ({"training": {"micro_batch_size": 8}}, "in pieces of at most 8 images", "Kingma"),
+        ({"record": {"sharpness": {}}}, "its own gradient by all weights and ρ = 0.05", "Foret"),
+        ({"record": {"sharpness": {"parameters": "encoder"}}}, "by the weights that lead to the code", "Foret"),
+    ],
+)
+def test_optimisation_is_described(changes: dict[str, object], expected: str, reference: str) -> None:
+    methods = write_methods(study(**changes), Facts())
+    assert expected in text_of(methods)
+    assert any(reference in line for line in methods.references)
+    assert ("Adam" in text_of(methods)) == ("optimizer" not in str(changes))
+    assert reference == "Kingma" or expected not in text_of(write_methods(study(), Facts()))
 
 
 def test_models_trained_on_the_rated_images_are_named_so() -> None:

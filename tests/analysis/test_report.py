@@ -8,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -16,9 +17,10 @@ from analysis.report.caveats import caveats
 from analysis.report.evidence import Evidence, gather
 from analysis.report.findings import groups, key_items, metrics, regression
 from analysis.report.page import Cell, cell, interval, number, p_value
-from analysis.report.summary import metric_name, summarise
+from analysis.report.summary import expected_sign, metric_name, summarise
 from analysis.report.verdict import detectable_r, verdict
 from fluence.layout import Layout, Run, RunRow
+from fluence.store.files import write_table
 from fluence.study import Study
 from tests.analysis.invented_study import MadeStudy, build, settings
 
@@ -231,6 +233,22 @@ def test_the_verdict_says_that_it_is_circular(evidence: Evidence) -> None:
     for more, expected in ((seen, True), ({}, False)):
         evidence.study = Study.model_validate(changes | more)
         assert ("of small is circular" in " ".join(verdict(evidence, summarise(evidence)))) is expected
+
+
+@pytest.mark.parametrize(("noise", "said"), [(0.01, True), (3.0, False)])
+def test_sharpness_that_is_the_gradient_alone_is_named_so(tmp_path: Path, noise: float, said: bool) -> None:
+    study = Study.model_validate(settings(record={"sharpness": {}}, grid={"models": ["small"], "seeds": [0]}))
+    layout, rng = Layout(tmp_path), np.random.default_rng(0)
+    run = Run("small", "all", 0, "small-all-s0-1a2b3c4d")
+    gradient = rng.normal(10, 1, 50)
+    values = {"gradient_norm": gradient, "sharpness": 0.05 * (gradient + noise * rng.normal(size=50))}
+    ids = [f"i{number}" for number in range(50)]
+    pieces = [pd.DataFrame({"image_id": ids, "layer": "loss", "metric": m, "value": v}) for m, v in values.items()]
+    write_table(layout.metrics(run.id), pd.concat(pieces, ignore_index=True))
+    evidence = gather(study, layout, [RunRow(run, "done", "")])
+    assert ("Sharpness and the norm of the gradient say the same" in caveat_text(evidence)) == said
+    assert metric_name(evidence, "loss", "sharpness") == "sharpness of the loss"
+    assert expected_sign("sharpness") == expected_sign("gradient_norm") == -1
 
 
 def test_lpips_with_random_weights_is_named_so_wherever_it_appears(tmp_path: Path) -> None:

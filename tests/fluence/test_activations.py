@@ -174,6 +174,34 @@ def test_nan_activations_are_named_by_layer_and_image(tmp_path: Path) -> None:
     assert not spec.layout.activations(RUN.id).exists()
 
 
+def test_sharpness_is_kept_and_a_stopped_extraction_continues_with_the_same_bits(tmp_path: Path) -> None:
+    record = Record(reference_images=2, sample_images=1, sharpness={"rho": 0.1})  # type: ignore[arg-type]
+    plain = make_spec(tmp_path / "plain", 140, Record(reference_images=2, sample_images=1))
+    whole, broken = (make_spec(tmp_path / name, 140, record) for name in ("whole", "broken"))
+    extract(plain)
+    extract(whole)
+    with pytest.raises(Interrupted):
+        extract(broken, stop=lambda: True)
+    extract(broken, stop=lambda: True)
+    assert same_file(broken, whole)
+    with (
+        Activations(whole.layout.activations(RUN.id)) as file,
+        Activations(plain.layout.activations(RUN.id)) as without,
+    ):
+        assert list(file.probes) == [*without.probes, "sharpness", "gradient_norm"]
+        assert file.probes[list(without.probes)].equals(without.probes)
+        assert (file.probes["sharpness"] > 0).all()
+        for layer in file.layers:
+            assert np.array_equal(file.read(layer.name, 0, 140), without.read(layer.name, 0, 140))
+
+
+def test_sharpness_that_is_not_finite_is_named_by_image(tmp_path: Path) -> None:
+    record = Record(reference_images=2, sample_images=1, sharpness={"rho": 1e30})  # type: ignore[arg-type]
+    spec = make_spec(tmp_path, 4, record)
+    with pytest.raises(ArtifactError, match=r"probe sharpness: \d values are NaN .*image-000; .*smaller record.sharp"):
+        extract(spec)
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     spec = make_spec(tmp_path, num_images=4)
     other = build(MODEL.model_copy(update={"width": 0.25}), SIZE_PX, seed=0)

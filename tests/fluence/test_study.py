@@ -50,6 +50,14 @@ def test_a_model_overrides_single_training_settings_and_keeps_the_rest() -> None
     assert (own.epochs, own.weight_decay, own.batch_size) == (3, 0.0, 7)
 
 
+def test_an_override_stays_what_it_is() -> None:
+    """Sharpness-aware minimisation of one model alone: a section, not a plain dict."""
+    models = {"plain": {"kind": "vae"}, "sharp": {"kind": "vae", "training": {"sam": {"rho": 0.1}}}}
+    trained = study(models=models)
+    assert trained.training_of("plain").sam is None
+    assert trained.training_of("sharp").sam == fluence.study.Sam(rho=0.1)
+
+
 def test_every_override_is_a_training_setting() -> None:
     assert set(fluence.study.TrainingOverride.model_fields) <= set(fluence.study.Training.model_fields)
 
@@ -68,6 +76,13 @@ def test_the_models_of_the_grid() -> None:
             r"data.training: no data set is called 'b'; there are: a",
         ),
         ({"analysis": {"epsilon": {"report": 0.3}}}, r"analysis.epsilon.report: must be one of"),
+        (
+            {
+                "training": {"batch_size": 32, "micro_batch_size": 8},
+                "models": {"wide": {"kind": "vae", "training": {"batch_size": 7}}},
+            },
+            r"training.micro_batch_size: 8 is more than the 7 of training.batch_size, for model 'wide'",
+        ),
     ],
 )
 def test_names_must_exist(changes: dict[str, object], words: str) -> None:

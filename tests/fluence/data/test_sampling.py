@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluence.data.images import ResidentImages
-from fluence.data.sampling import Sampler, derived_seed, share_of
+from fluence.data.sampling import Sampler, derived_seed, num_pieces, share_of
 
 CPU = torch.device("cpu")
 
@@ -55,6 +55,32 @@ def test_shares_of_all_processes_make_the_whole_batch(world_size):
     parts = [sampler(24, 8, horizontal_flip=True, rank=r, world_size=world_size).share(1, 2) for r in range(world_size)]
     assert torch.equal(torch.cat([p.images for p in parts]), whole.images)
     assert torch.equal(torch.cat([p.noise for p in parts]), whole.noise)
+
+
+@pytest.mark.parametrize(("micro_batch_size", "sizes"), [(None, [10]), (10, [10]), (9, [5, 5]), (4, [3, 3, 4])])
+def test_pieces_of_all_processes_make_the_whole_batch(micro_batch_size, sizes):
+    """The pieces are those of the batch, whatever the number of processes; asked again, a piece is the same one."""
+    whole = sampler(20, 10).share(1, 1)
+    dealers = [sampler(20, 10, micro_batch_size=micro_batch_size, rank=r, world_size=2) for r in range(2)]
+    pieces = [[dealer.share(1, 1, piece) for dealer in dealers] for piece in range(dealers[0].num_pieces)]
+    assert [sum(len(part.images) for part in piece) for piece in pieces] == sizes
+    assert torch.equal(torch.cat([part.images for piece in pieces for part in piece]), whole.images)
+    assert torch.equal(torch.cat([part.noise for piece in pieces for part in piece]), whole.noise)
+    again = dealers[0].share(1, 1, 0)
+    assert torch.equal(again.noise, pieces[0][0].noise)
+    assert torch.equal(again.images, pieces[0][0].images)
+
+
+@given(batch_size=st.integers(1, 200), micro_batch_size=st.integers(1, 200))
+def test_no_piece_is_larger_than_allowed_and_there_are_no_more_than_needed(batch_size, micro_batch_size):
+    pieces = num_pieces(batch_size, micro_batch_size)
+    assert max(_size(batch_size, piece, pieces) for piece in range(pieces)) <= micro_batch_size
+    assert (pieces - 1) * micro_batch_size < batch_size
+
+
+def _size(batch_size: int, piece: int, pieces: int) -> int:
+    share = share_of(batch_size, piece, pieces)
+    return share.stop - share.start
 
 
 @given(num_images=st.integers(0, 100), world_size=st.integers(1, 12))

@@ -10,9 +10,9 @@ import torch
 import torchvision
 from torch import nn
 
+from fluence.architectures import ARCHITECTURES, check_pretrained
 from fluence.errors import StudyError
 from fluence.models import build
-from fluence.models.architectures import ARCHITECTURES, check_pretrained
 from fluence.study.model import ArchitectureName
 from tests.fluence.models.every_model import model as settings_of
 

@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from fluence.errors import StudyError
-from fluence.models import build, record
-from fluence.models.architectures import (
+from fluence.architectures import (
     attended_layers,
     constrained_layers,
     defeated_constraints,
     recordable_names,
 )
+from fluence.errors import StudyError
+from fluence.models import build, record
 from fluence.models.attention import GAMMA, OPEN, ZETA, ChannelGates, HardConcreteGates, PlaceGates, softmax_gates
 from fluence.models.norms import SyncedBatchNorm2d
 from tests.fluence.models.every_model import model

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from fluence.architectures import ARCHITECTURES, LATENT_LAYER, recordable_names
 from fluence.errors import StudyError
 from fluence.losses import Objective
 from fluence.models import Autoencoder, build, record
-from fluence.models.architectures import ARCHITECTURES, LATENT_LAYER, recordable_names
 from fluence.models.latents import LOGVAR_LIMIT
 from fluence.models.layers import ConvUnit
 from fluence.study import ArVaeModel, Model, TiltedPrior, VaeModel, VqVaeModel

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from fluence.architectures import code_size
 from fluence.errors import StudyError
 from fluence.models import build
-from fluence.models.architectures import code_size
 from fluence.models.latents import QuantisingHead, UnitVarianceHead, nearest
 from fluence.study import ConvLatent, VqVaeModel
 from tests.fluence.models.every_model import EVERY_MODEL, model

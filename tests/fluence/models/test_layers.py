@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fluence.architectures import ConvLayer
 from fluence.models import build
-from fluence.models.architectures import ConvLayer
 from fluence.models.layers import ACTIVATIONS, ConvUnit, LocalWinnerTakesAll, Style
 from fluence.models.norms import SyncedBatchNorm2d
 from fluence.study import DenseLatent, VaeModel

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from fluence.losses.features import FrozenNetwork
 from fluence.models import Recorder
-from fluence.models.trained import load_trained
-from fluence.training.task import TrainedModel
+from fluence.models.trained import TrainedModel, load_trained
 
 
 class EncoderFeatures(FrozenNetwork):
