@@ -38,8 +38,9 @@ class Sam:
 
         g is the gradient that the parameters hold, and its norm is one over all of them; a factor of the loss, such as
         that of 16-bit training, cancels out, and where g is zero ε̂ is too. In a training by several processes g is
-        already averaged, so that all move alike. After the block the weights are the bits that they were, and so
-        are the buffers: only the pass at W moves the statistics of batch normalisation and the singular vectors of spectral. The block's gradient stays.
+        already averaged, so that all move alike. After the block the weights are the bits that they were, and so are
+        the buffers: only the pass at W moves the statistics of batch normalisation, and the singular vectors of
+        spectral normalisation. The block's gradient stays.
         """
         parameters = [p for p in self._model.parameters() if p.grad is not None]
         weights = [p.detach().clone() for p in parameters]

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fluence.training.features import EncoderFeatures, trained_features
 
 from fluence.errors import ArtifactError, StudyError
+from fluence.features import EncoderFeatures, trained_features
 from fluence.losses import Objective
 from fluence.models import Recorder
-from fluence.models.trained import load_trained
-from fluence.training import Ranks, TrainedModel, TrainSpec, train
+from fluence.models.trained import TrainedModel, load_trained
+from fluence.training import Ranks, TrainSpec, train
 from tests.fluence.training.tiny_training import SIZE_PX, spec_in
 
 DFC = {"loss": "dfc", "network": {"kind": "model", "model": "teacher"}}
