@@ -78,7 +78,7 @@ class SharpnessProbe:
         self._network = copy.deepcopy(network).eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
         self._recorder = Recorder(self._network, objective.layers, "post")
         named = self._network.named_parameters() if settings.parameters == "all" else self._network.encoder_parameters()
-        self._weights = dict(named)
+        self._weights: dict[str, Tensor] = dict(named)
         bytes_per_image = 4 * _COPIES * sum(weight.numel() for weight in self._weights.values())
         self.chunk = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // bytes_per_image))
         self._terms = self._terms_of_one_image(image_size_px)

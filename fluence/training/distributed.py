@@ -155,8 +155,9 @@ class Team:
 
     def until_last_piece(self, network: nn.Module, is_last: bool) -> AbstractContextManager[object]:
         """The passes of one piece of a batch: gradients add up in each process, and the last piece averages them."""
-        several = isinstance(network, nn.parallel.DistributedDataParallel)
-        return network.no_sync() if several and not is_last else nullcontext()
+        if is_last or not isinstance(network, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return network.no_sync()
 
 
 @contextmanager

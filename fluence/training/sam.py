@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fluence.models.norms import power_iterations_rest
 from fluence.training.distributed import buffers_kept
@@ -42,7 +42,7 @@ class Sam:
         the buffers: only the pass at W moves the statistics of batch normalisation, and the singular vectors of
         spectral normalisation. The block's gradient stays.
         """
-        parameters = [p for p in self._model.parameters() if p.grad is not None]
+        parameters: list[Tensor] = [p for p in self._model.parameters() if p.grad is not None]
         weights = [p.detach().clone() for p in parameters]
         self._move(parameters)
         self._model.zero_grad(set_to_none=True)
@@ -54,7 +54,7 @@ class Sam:
                 torch._foreach_copy_(parameters, weights)
 
     @torch.no_grad()
-    def _move(self, parameters: list[nn.Parameter]) -> None:
+    def _move(self, parameters: list[Tensor]) -> None:
         """Adds ε̂; it is made in the place of the gradient, which nobody needs any more."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         length = torch.nn.utils.get_total_norm(gradients)
