@@ -122,7 +122,7 @@ def metric_name(evidence: Evidence, layer: str, metric: str) -> str:
 
 
 def expected_sign(metric: str) -> int:
-    """The sign that fluency theory expects: beauty goes with sparse activity, few open gates, small errors, flat losses."""
+    """The sign that fluency expects: beauty goes with sparse activity, few open gates, small errors and flat losses."""
     return 1 if metric == "gini" else -1
 
 
