@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from analysis import constraints, networks
+from analysis import constraints, networks, optimisation
 from analysis.kinds import (
     circular,
     code_terms,
@@ -15,6 +15,7 @@ from analysis.kinds import (
     is_tilted,
     name_of_kind,
 )
+from analysis.wording import count, listing
 from fluence.losses.networks import default_layers
 from fluence.study import (
     CsvDataset,
@@ -25,12 +26,10 @@ from fluence.study import (
     ModelFeatures,
     PixelLoss,
     Reconstruction,
-    Sam,
     SharpnessProbe,
     SsimLoss,
     Study,
     SyntheticDataset,
-    Training,
 )
 
 _SOURCES = {
@@ -42,12 +41,6 @@ _SOURCES = {
     "vq-vae": "van den Oord A, Vinyals O, Kavukcuoglu K (2017). Neural discrete representation learning. NeurIPS.",
     "beta": "Higgins I et al. (2017). β-VAE: learning basic visual concepts with a constrained variational framework. "
     "ICLR.",
-    "adam": "Kingma DP, Ba J (2015). Adam: a method for stochastic optimization. ICLR.",
-    "adamw": "Loshchilov I, Hutter F (2019). Decoupled weight decay regularization. ICLR.",
-    "sam": "Foret P, Kleiner A, Mobahi H, Neyshabur B (2021). Sharpness-aware minimization for efficiently improving "
-    "generalization. ICLR.",
-    "sgd": "Sutskever I, Martens J, Dahl G, Hinton G (2013). On the importance of initialization and momentum in deep "
-    "learning. ICML.",
     "ssim": "Wang Z, Bovik AC, Sheikh HR, Simoncelli EP (2004). Image quality assessment: from error visibility to "
     "structural similarity. IEEE Trans Image Process 13:600–612.",
     "lpips": "Zhang R, Isola P, Efros AA, Shechtman E, Wang O (2018). The unreasonable effectiveness of deep features "
@@ -66,6 +59,7 @@ _SOURCES = {
     "bh": "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate. J R Stat Soc B 57:289–300.",
     "max-r": "Westfall PH, Young SS (1993). Resampling-based multiple testing. Wiley.",
     **networks.SOURCES,
+    **optimisation.SOURCES,
 }
 
 
@@ -109,7 +103,7 @@ def write_methods(study: Study, facts: Facts) -> Methods:
     paragraphs = (
         ("Images", _images(study, facts)),
         ("Models", _models(study, facts)),
-        ("Training", _training(study)),
+        ("Training", optimisation.optimisation(study)),
         ("Metrics", _metrics(study, facts)),
         ("Statistics", _statistics(study, facts)),
         ("Software", _software(facts)),
@@ -123,19 +117,19 @@ def _images(study: Study, facts: Facts) -> str:
     size = f"{data.image_size_px} × {data.image_size_px} px"
     excluded = sum(facts.num_excluded.values())
     words = [
-        f"Models were trained on {_count(facts.num_training, 'image')} of {_dataset(study, data.training)} and applied "
-        f"to {_count(facts.num_rated, 'rated image')} of {_dataset(study, data.rated)}; the ratings are the column "
+        f"Models were trained on {count(facts.num_training, 'image')} of {_dataset(study, data.training)} and applied "
+        f"to {count(facts.num_rated, 'rated image')} of {_dataset(study, data.rated)}; the ratings are the column "
         f"“{data.score}”.",
         f"Images were {shape} and resized to {size} RGB with antialiasing, never stretched.",
-        f"{_count(excluded, 'image')} could not be used and {'was' if excluded == 1 else 'were'} left out; they are "
+        f"{count(excluded, 'image')} could not be used and {'was' if excluded == 1 else 'were'} left out; they are "
         "listed with their reasons."
         if excluded
         else "No image was left out.",
-        f"Groups are the combinations of {_listing(data.group_by)}.",
+        f"Groups are the combinations of {listing(data.group_by)}.",
     ]
     if data.training == data.rated:
         taught = circular(study)
-        ratings = f"; {_listing(f'“{name}”' for name in taught)} also on their ratings" if taught else ""
+        ratings = f"; {listing(f'“{name}”' for name in taught)} also on their ratings" if taught else ""
         words.append(
             f"The models thus were trained on the rated images themselves{ratings or ' (not on their ratings)'}."
         )
@@ -171,11 +165,10 @@ def _models(study: Study, facts: Facts) -> str:
     if own:
         general = "on the images of all groups together and " if "all" in groups else ""
         words.append(
-            f"Each model was trained {general}separately on the images of {_count(len(own), 'group')} "
-            f"({_listing(own)})."
+            f"Each model was trained {general}separately on the images of {count(len(own), 'group')} ({listing(own)})."
         )
     num_runs, num_done = facts.num_runs
-    words.append(f"{_seeds(study)}, which makes {_count(num_runs, 'run')}, {num_done} of them complete.")
+    words.append(f"{_seeds(study)}, which makes {count(num_runs, 'run')}, {num_done} of them complete.")
     return " ".join(words)
 
 
@@ -187,8 +180,8 @@ def _seeds(study: Study) -> str:
         by_seeds.setdefault(tuple(sorted(seeds)), []).append(name)
     if len(by_seeds) == 1:
         same = next(iter(by_seeds))
-        return f"Every training was done with {_count(len(same), 'seed')} ({_listing(same)})"
-    told = [f"{_listing(names)} with {_count(len(s), 'seed')} ({_listing(s)})" for s, names in by_seeds.items()]
+        return f"Every training was done with {count(len(same), 'seed')} ({listing(same)})"
+    told = [f"{listing(names)} with {count(len(s), 'seed')} ({listing(s)})" for s, names in by_seeds.items()]
     return f"Trainings were done of {'; of '.join(told)}"
 
 
@@ -196,7 +189,7 @@ def _model(study: Study, name: str, facts: Facts) -> str:
     model = study.models[name]
     return (
         f"“{name}” is {name_of_kind(model)}, {networks.describe(model)}. Its "
-        f"loss is {_listing([_term(t) for t in model.reconstruction])}{code_terms(model, study.data.image_size_px)}; "
+        f"loss is {listing([_term(t) for t in model.reconstruction])}{code_terms(model, study.data.image_size_px)}; "
         f"the mean over the batch was minimised. "
         f"{' '.join([*constraints.constraint_sentences(model), _epochs(study, name, facts)])}"
     )
@@ -222,7 +215,7 @@ def _features(term: DfcLoss) -> str:
     network = term.network
     if isinstance(network, ModelFeatures):
         images = "all training images" if network.group == "all" else f"the group {network.group}"
-        layers = _listing(term.layers or ("every convolution",))
+        layers = listing(term.layers or ("every convolution",))
         return f"{layers} of the frozen encoder of “{network.model}”, trained before with the same seed on {images}"
     name = {
         "vgg16": "VGG16 (Simonyan & Zisserman 2015)",
@@ -230,7 +223,7 @@ def _features(term: DfcLoss) -> str:
         "vggface": "VGGFace (Parkhi et al. 2015)",
         "attgan": "the encoder of AttGAN (He et al. 2019)",
     }[network.kind]
-    layers = _listing(term.layers or default_layers(network.kind))
+    layers = listing(term.layers or default_layers(network.kind))
     return f"{layers} of {name}, frozen, {_trunk(network.weights).removeprefix('with ')}"
 
 
@@ -245,87 +238,21 @@ def _epochs(study: Study, name: str, facts: Facts) -> str:
     if planned == 0:
         return "It was left untrained, as a negative control."
     if name not in facts.epochs_run:
-        return f"It was to be trained for {_count(planned, 'epoch')}; no run got that far."
+        return f"It was to be trained for {count(planned, 'epoch')}; no run got that far."
     fewest, most = facts.epochs_run[name]
     if fewest == most:
         early = "" if most == planned else f" of the {planned} foreseen"
-        return f"It was trained for {_count(most, 'epoch')}{early}."
+        return f"It was trained for {count(most, 'epoch')}{early}."
     return f"It was trained for {fewest} to {most} epochs (at most {planned})."
-
-
-def _training(study: Study) -> str:
-    training = study.training
-    schedule = "followed by a cosine decay to zero" if training.schedule == "cosine" else "then constant"
-    words = [
-        f"{_optimiser(training)} minimised the loss in batches of {training.batch_size} images, with a learning rate "
-        f"of {training.learning_rate:g} reached after {_epochs_text(training.warmup_epochs)} of linear warm-up, "
-        f"{schedule}.",
-        f"{training.validation_fraction:.0%} of the training images were held out for validation, unless the data set "
-        "came with a split of its own.",
-    ]
-    if training.sam:
-        words.append(_sam(training.sam))
-    if training.micro_batch_size:
-        words.append(
-            f"Each batch was passed in pieces of at most {training.micro_batch_size} images, whose gradients were "
-            "added up; batch normalisation and terms of the whole batch saw one piece at a time."
-        )
-    if training.gradient_clip_norm:
-        words.append(f"Gradients were clipped to an L2 norm of {training.gradient_clip_norm:g}.")
-    if training.kl_warmup_epochs and any(has_prior(model) for model in _used(study)):
-        words.append(f"The KL term was faded in over {_epochs_text(training.kl_warmup_epochs)}.")
-    if training.horizontal_flip:
-        words.append("Images were mirrored at random.")
-    if training.early_stopping_epochs:
-        words.append(
-            f"Training stopped after {_epochs_text(training.early_stopping_epochs)} without a better validation loss."
-        )
-    return " ".join([*words, *_overrides(study)])
-
-
-def _optimiser(training: Training) -> str:
-    decay = f"weight decay {training.weight_decay:g}"
-    if training.optimizer == "sgd":
-        extra = f" and {decay}" if training.weight_decay else ""
-        return f"Stochastic gradient descent with momentum 0.9{extra} (Sutskever et al. 2013)"
-    return f"AdamW (Loshchilov & Hutter 2019; {decay})" if training.weight_decay else "Adam (Kingma & Ba 2015)"
-
-
-def _sam(sam: Sam) -> str:
-    return (
-        f"Training was sharpness-aware (Foret et al. 2021): each step applied the gradient at W + ε̂ to the weights W, "
-        f"ε̂ = ρ g/‖g‖ with ρ = {sam.rho:g} and one norm over all weights."
-    )
-
-
-def _epochs_text(number: float) -> str:
-    return f"{number:g} epoch{'' if number == 1 else 's'}"
-
-
-def _overrides(study: Study) -> list[str]:
-    """One sentence for each model that has training settings of its own, besides its number of epochs."""
-    sentences = []
-    for name in study.model_names:
-        own = {key: value for key, value in study.models[name].training if value is not None and key != "epochs"}
-        if own:
-            settings = _listing([_override(key, value) for key, value in own.items()])
-            sentences.append(f"“{name}” had settings of its own: {settings}.")
-    return sentences
-
-
-def _override(key: str, value: float | str | Sam) -> str:
-    if isinstance(value, Sam):
-        return f"sharpness-aware training with ρ = {value.rho:g} (Foret et al. 2021)"
-    return f"{key.replace('_', ' ')} {value if isinstance(value, str) else format(value, 'g')}"
 
 
 def _metrics(study: Study, facts: Facts) -> str:
     epsilon, record = study.analysis.epsilon, study.record
     tap = {"post": "after", "pre": "before"}[record.tap]
-    code = _listing(codes_recorded(_used(study)))
+    code = listing(codes_recorded(_used(study)))
     which = f"every convolution of the encoder and {code}" if record.layers == "encoder" else "chosen layers"
     mean = ", with random latents at their mean," if any(has_prior(model) for model in _used(study)) else ""
-    counts = _listing([f"{n} in “{name}”" for name, n in facts.layers.items()])
+    counts = listing([f"{n} in “{name}”" for name, n in facts.layers.items()])
     errors = ["L1", "L2", "1 − SSIM"]
     if record.lpips:
         errors.append(f"LPIPS ({record.lpips.net}, {_trunk(record.lpips.weights)})")
@@ -336,8 +263,8 @@ def _metrics(study: Study, facts: Facts) -> str:
         f"units carry the activity) and Lε, the share of units whose magnitude exceeds ε (low where few units are "
         f"active). ε is, for each layer, the {epsilon.report:g} quantile of the non-zero magnitudes over "
         f"{record.reference_images} training images, so that no rated image takes part in its choice; "
-        f"{_listing([f'{q:g}' for q in epsilon.quantiles])} were computed. The reconstruction error of each image was "
-        f"measured as {_listing(errors)}.{_sharpness(record.sharpness)} "
+        f"{listing([f'{q:g}' for q in epsilon.quantiles])} were computed. The reconstruction error of each image was "
+        f"measured as {listing(errors)}.{_sharpness(record.sharpness)} "
         f"{constraints.gate_sentence([study.models[n] for n in study.model_names])}"
     ).strip()
 
@@ -356,7 +283,7 @@ def _sharpness(probe: SharpnessProbe | None) -> str:
 def _statistics(study: Study, facts: Facts) -> str:
     analysis, ridge = study.analysis, study.analysis.ridge
     used = [name for name in analysis.covariates if name not in facts.missing_covariates]
-    missing = f" ({_listing(facts.missing_covariates)} not available)" if facts.missing_covariates else ""
+    missing = f" ({listing(facts.missing_covariates)} not available)" if facts.missing_covariates else ""
     decides = {
         "bh": "the Benjamini-Hochberg adjusted p (Benjamini & Hochberg 1995)",
         "max-r": "the p adjusted by the permutation distribution of the largest |r| (Westfall & Young 1993)",
@@ -370,7 +297,7 @@ def _statistics(study: Study, facts: Facts) -> str:
         f"1970) on standardised predictors, its penalty chosen inside each training fold; {ridge.folds} shuffled "
         f"folds, stratified by group, with the images of a person and duplicates kept on one side, and "
         f"{ridge.repeats} random divisions. It can be negative. "
-        f"The confound baseline holds {_listing(used) or 'nothing'}{missing}; Δ R² is "
+        f"The confound baseline holds {listing(used) or 'nothing'}{missing}; Δ R² is "
         f"the R² of baseline and metrics minus that of the baseline; its p and its noise floor come from permuting "
         f"what the baseline leaves of the ratings (Freedman & Lane 1983). {analysis.confidence:.0%} intervals of Δ R² "
         f"come from {analysis.bootstrap:,} bootstrap samples of the images. Several seeds are replicates of the "
@@ -379,7 +306,7 @@ def _statistics(study: Study, facts: Facts) -> str:
 
 
 def _software(facts: Facts) -> str:
-    versions = _listing([f"{name} {version}" for name, version in facts.versions.items()])
+    versions = listing([f"{name} {version}" for name, version in facts.versions.items()])
     commit = f" (commit {facts.commit})" if facts.commit and facts.commit != "unknown" else ""
     return f"fluence{commit}" + (f", with {versions}." if versions else ".")
 
@@ -387,7 +314,6 @@ def _software(facts: Facts) -> str:
 def _references(study: Study) -> tuple[str, ...]:
     models = _used(study)
     terms = [term.loss for model in models for term in model.reconstruction]
-    trainings = [study.training_of(name) for name in study.model_names]
     cited = ["gini", "ssim", "ridge", "permutation", "delta", study.analysis.correction]
     cited += networks.cited(models)
     cited += ["lpips"] if "lpips" in terms or study.record.lpips else []
@@ -401,8 +327,7 @@ def _references(study: Study) -> tuple[str, ...]:
     means = ("ssim", "lpips", "dfc")
     mean_and_kl = (has_prior(m) and any(t.loss in means for t in m.reconstruction) for m in models)
     cited += ["beta"] if any(mean_and_kl) else []
-    cited += ["sam"] if study.record.sharpness or any(training.sam for training in trainings) else []
-    cited += sorted({"sgd" if t.optimizer == "sgd" else "adamw" if t.weight_decay else "adam" for t in trainings})
+    cited += optimisation.cited(study)
     sources = {*(_SOURCES[key] for key in cited), *(constraints.SOURCES[key] for key in constraints.cited(models))}
     return tuple(sorted(sources))
 
@@ -410,16 +335,3 @@ def _references(study: Study) -> tuple[str, ...]:
 def _used(study: Study) -> list[Model]:
     """The models of the grid."""
     return [study.models[name] for name in study.model_names]
-
-
-def _count(number: int | None, noun: str) -> str:
-    """`1 image`, `1,200 images`, or a word for an unknown number."""
-    if number is None:
-        return f"an unknown number of {noun}s"
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _listing(items: Iterable[object]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    words = [str(item) for item in items]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
