@@ -16,7 +16,7 @@ from jobs.plan import plan
 from jobs.sites import load_site
 from jobs.snapshot import take_snapshot
 from tests.cluster.cluster import Cluster
-from tests.cluster.test_preemption import TEST_SITE, Study, _edited_site
+from tests.cluster.studies import TEST_SITE, Study, edited_site
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -69,7 +69,7 @@ def test_a_teacher_that_is_interrupted_is_still_waited_for(
     site = str(TEST_SITE)
     if not requeues:
         changes = "#SBATCH --requeue\n", "", "requeue=yes", "requeue=no"
-        site = str(_edited_site(tmp_path / "site", *changes, files="*.sbatch").folder)
+        site = str(edited_site(tmp_path / "site", *changes, files="*.sbatch").folder)
     study = make(slurm_cluster, tmp_path / "study", site, rate=1e-3)
     study.submit(FIRST_TWO)
     study.wait_for_checkpoint(0)

@@ -66,6 +66,7 @@ def test_hours_of_all_starts_by_stage_and_model(tmp_path: Path) -> None:
         account_line("8_0", "PREEMPTED", start=1000, elapsed_s=1800, cpus=20),
         account_line("8_0", "RUNNING", start=9000, elapsed_s=1800, cpus=20),
         account_line("9", "PREEMPTED", start=1000, elapsed_s=1800, cpus=20),
+        account_line("9", "RUNNING", start=9000, elapsed_s=900, cpus=20),
     ]
     pack, big, small, measure = bill(layout, accounts).usages
     assert (big.stage, big.model, big.jobs, big.starts) == ("train", "big", 1, 3)
@@ -76,7 +77,7 @@ def test_hours_of_all_starts_by_stage_and_model(tmp_path: Path) -> None:
     assert (small.model, small.jobs, small.starts, small.gpu_hours, small.lost_gpu_hours) == ("small", 1, 1, 1.0, 0.0)
     assert (measure.stage, measure.gpu_hours, measure.cpu_hours) == ("measure", 0.0, 20.0)
     assert measure.lost_cpu_hours == 20 * 600 / 3600
-    assert (pack.cpu_hours, pack.lost_cpu_hours) == (10.0, 10.0)  # it keeps no checkpoint: all of it
+    assert (pack.cpu_hours, pack.lost_cpu_hours) == (15.0, 10.0)  # it keeps no checkpoint: all of it
 
 
 def test_runs_that_the_study_no_longer_has_are_counted_apart(tmp_path: Path) -> None:
