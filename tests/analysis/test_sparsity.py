@@ -78,6 +78,7 @@ def test_babies_without_income_raise_it(row: np.ndarray) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_large_half_precision_rows_are_exact(dtype: type) -> None:
+    """Mistake: Gini by a cumulated sum in float32 (off by 2e-3), or in float16 (infinite)."""
     values = np.random.default_rng(0).normal(size=(2, 200_000)).astype(dtype)
     magnitudes = np.sort(np.abs(values.astype(np.longdouble)), axis=1)
     weights = 2 * np.arange(1, values.shape[1] + 1, dtype=np.longdouble) - values.shape[1] - 1
@@ -93,6 +94,7 @@ def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_variants_differ_as_named() -> None:
+    """Mistake: Gini shifted by the minimum, unasked."""
     row = np.array([[-2.0, 0.0, 1.0, 3.0]])
     assert gini(row, "magnitude") == pytest.approx(slow_gini(np.array([2.0, 0, 1, 3])))
     assert gini(row, "relu") == pytest.approx(slow_gini(np.array([0.0, 0, 1, 3])))
@@ -113,6 +115,7 @@ def test_negative_zero_is_zero(dtype: type) -> None:
 
 
 def test_dead_rows_are_nan_and_the_input_stays() -> None:
+    """Mistake: Gini changes its caller's array."""
     values = np.array([[0.0, 0.0], [3.0, -1.0]])
     before = values.copy()
     assert np.isnan(gini(values)).tolist() == [True, False]

@@ -95,6 +95,7 @@ def test_clusters_follow_chains_of_persons_and_duplicates() -> None:
 
 
 def test_metrics_are_joined_by_id_whatever_their_order(tmp_path: Path) -> None:
+    """Mistake: rows joined to ratings by directory order."""
     shuffled = long_metrics(["a", "b", "c"]).sample(frac=1, random_state=0)
     write_table(tmp_path / "m.parquet", shuffled)
     features = feature_matrix(load_metrics(tmp_path / "m.parquet", ["c", "a"]), 0.5).loc[["c", "a"]]

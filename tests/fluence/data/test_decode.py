@@ -111,6 +111,7 @@ def test_exif_orientation_is_obeyed(tmp_path, orientation):
 
 
 def test_a_crop_is_the_centre(tmp_path):
+    """Mistake: images stretched."""
     wide = solid("RGB", (90, 30), RED)
     wide.paste(GREEN, (30, 0, 60, 30))
     tall = wide.transpose(Image.Transpose.ROTATE_90)

@@ -51,6 +51,7 @@ def test_split_divides_the_rows_and_leaves_something_to_learn_from(num_images, f
 
 
 def test_split_takes_about_the_fraction_and_does_not_depend_on_who_else_is_there():
+    """Mistake: unshuffled split."""
     many = table(4000)
     everybody = split_rows(many, np.arange(4000), 0.25)
     assert len(everybody.validation) == pytest.approx(1000, abs=4 * np.sqrt(4000 * 0.25 * 0.75))

@@ -190,6 +190,7 @@ def cfd(root, *subsets, **options):
 
 
 def test_cfd_joins_neutral_photographs_to_their_norms(read, cfd_root):
+    """Mistake: rows and file names of different length, joined by their order."""
     manifest = read(cfd(cfd_root))
     table = manifest.table.set_index("image_id")
     assert list(table.index) == ["CFD-AF-200-228-N", "CFD-BM-001-014-N", "CFD-LF-250-160-N", "CFD-WM-009-002-N"]

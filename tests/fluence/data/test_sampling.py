@@ -28,6 +28,7 @@ def numbers(dealer: Sampler, epoch: int) -> list[int]:
 
 
 def test_every_epoch_deals_each_image_once_in_a_new_order():
+    """Mistake: the same shuffle in every epoch under DDP (no set_epoch)."""
     dealer = sampler(24, 8)
     epochs = [numbers(dealer, epoch) for epoch in range(5)]
     assert all(sorted(epoch) == list(range(24)) for epoch in epochs)

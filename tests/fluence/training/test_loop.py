@@ -178,6 +178,7 @@ def test_handed_on_are_the_weights_of_the_lowest_validation_loss(make_spec):
 
 
 def test_checkpoint_pairs_the_optimiser_with_the_last_weights(make_spec):
+    """Mistake: best weights saved with the current optimiser."""
     spec = make_spec(epochs=8, learning_rate=1e-2, schedule="constant", model={"norm": "batch"})
     loop = new_loop(spec)
     loop.run()
@@ -241,7 +242,7 @@ def test_bar_shows_on_a_terminal_and_is_taken_away(make_spec, monkeypatch, capsy
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_stopped_anywhere_it_continues_to_the_same_bits(make_spec, schedule):
-    """Before and after the end of an epoch, and twice in a row; schedule and order do not start anew."""
+    """Mistake: schedule restarted on resume. Stopped before and after the end of an epoch, and twice in a row."""
     settings = {"epochs": 3, "schedule": schedule, "kl_warmup_epochs": 2, "model": {"norm": "batch"}}
     whole, broken = make_spec("whole", **settings), make_spec("broken", **settings)
     run(whole)
@@ -268,6 +269,7 @@ def test_damaged_checkpoint_costs_steps_but_no_bits(make_spec, capsys):
 
 
 def test_checkpoint_of_other_settings_is_not_continued(make_spec, capsys):
+    """Mistake: a cache keyed by a name, not by what made it."""
     old, new, fresh = make_spec("a", key="old"), make_spec("a", key="new", seed=0), make_spec("b", key="new")
     with pytest.raises(Interrupted):
         run(old, stop=after(4))
@@ -334,7 +336,7 @@ def test_early_stopping_count_survives_a_stop(make_spec):
 
 
 def test_batch_norm_moves_by_training_alone(make_spec):
-    """Neither the pass that settles DDP's buckets nor validation touches its statistics, or any parameter."""
+    """Mistake: statistics moved by a sanity forward. Nor does validation move them, or any parameter."""
     spec = make_spec(model={"norm": "batch"})
     loop = new_loop(spec)
     fresh = build(spec.model, SIZE_PX, spec.run.seed).state_dict()
