@@ -71,6 +71,10 @@ class Case:
         layers = self.means["layer"].astype(str)
         return self.means[~layers.str.endswith(_GATES) & (layers != RECONSTRUCTION)]
 
+    def of_gates(self) -> pd.DataFrame:
+        """The means of gates."""
+        return self.means[self.means["layer"].astype(str).str.endswith(_GATES)]
+
     def by_layer(self, metric: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
         """Mean and range over the seeds of a metric by place, and the names of the layers if all models share them.
 

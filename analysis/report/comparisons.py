@@ -9,6 +9,7 @@ from dataclasses import replace
 import pandas as pd
 
 from analysis import figures
+from analysis.gates import REPORTED
 from analysis.measure import RECONSTRUCTION
 from analysis.report.compared import Case, case_of
 from analysis.report.evidence import Evidence, compared_strips, run_means
@@ -171,12 +172,14 @@ def _metric_table(case: Case) -> Table:
     """Reconstruction errors and sparsity."""
     means = case.means[case.means["layer"] == RECONSTRUCTION]
     errors = {key: name for key, name in error_names(case.evidence).items() if key in set(means["metric"])}
-    layers, metrics = case.of_layers(), reported_metrics(case.evidence)
+    of_layers, of_gates, metrics = case.of_layers(), case.of_gates(), reported_metrics(case.evidence)
     numbers = {}
     for model in case.models:
-        own, sparsity = means[means["model"] == model], layers[layers["model"] == model]
+        own = means[means["model"] == model]
         of_errors = [mean_and_spread(own.loc[own["metric"] == key, "value"]) for key in errors]
-        by_seed = [sparsity[sparsity["metric"] == key].groupby("seed")["value"].mean() for key in metrics]
+        tables = {key: of_gates if key in REPORTED else of_layers for key in metrics}
+        chosen = [table[(table["model"] == model) & (table["metric"] == key)] for key, table in tables.items()]
+        by_seed = [table.groupby("seed")["value"].mean() for table in chosen]
         numbers[model] = (*of_errors, *map(mean_and_spread, by_seed))
     caption = "Reconstruction errors, mean over the rated images, and sparsity, mean over images and layers"
     counts = {model: case.num_measured(model) for model in case.models}
@@ -190,7 +193,7 @@ def _gain_table(case: Case) -> Table:
     columns = ("Δ R²", "interval", "seeds from … to", "p adjusted", "strongest partial correlation")
     numbers = {model: (*_gain(case, model), _strongest(case, model)) for model in case.models}
     caption = "What all metrics add to the confounds, mean over the seeds; p is adjusted over the models of the study"
-    return _table(case, caption, columns, counts, numbers, file="../statistics/ridgemean_and_spread.csv")
+    return _table(case, caption, columns, counts, numbers, file="../statistics/ridge_over_seeds.csv")
 
 
 def _table(

@@ -380,3 +380,10 @@ def test_a_browser_shows_the_comparisons(made: MadeStudy, tmp_path: Path) -> Non
     assert 'data-wide="0"' in shown.stdout
     assert 'data-rows="small vgg16-5"' in shown.stdout  # the study says vgg16-5 first
     assert "seed 1 diverged: train: the loss became NaN in epoch 3" in text_of(html)
+
+
+def test_every_table_that_is_linked_exists(made: MadeStudy) -> None:
+    tables = {target for target in Links(made.layout.report_page.read_text(encoding="utf-8")).targets if ".csv" in target}
+    assert "../statistics/ridge_over_seeds.csv" in tables
+    for target in tables:
+        assert (made.layout.report_page.parent / target).resolve().is_file(), target
