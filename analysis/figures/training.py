@@ -102,6 +102,8 @@ def term_name(term: str) -> str:
     if name.startswith("lpips_"):
         net, _, random = name.removeprefix("lpips_").partition("_")
         return f"LPIPS ({net}{', random weights' if random else ''})"
+    if name.startswith("dfc_"):
+        return f"DFC ({shorten(name.removeprefix('dfc_').replace('_random', ', random weights'), 24)})"
     if name.startswith("attribute/"):
         return f"Disorder along {shorten(name.removeprefix('attribute/'))}"
     return _TERM_NAMES.get(term, shorten(name))
