@@ -383,7 +383,8 @@ def test_a_browser_shows_the_comparisons(made: MadeStudy, tmp_path: Path) -> Non
 
 
 def test_every_table_that_is_linked_exists(made: MadeStudy) -> None:
-    tables = {target for target in Links(made.layout.report_page.read_text(encoding="utf-8")).targets if ".csv" in target}
+    links = Links(made.layout.report_page.read_text(encoding="utf-8"))
+    tables = {target for target in links.targets if ".csv" in target}
     assert "../statistics/ridge_over_seeds.csv" in tables
     for target in tables:
         assert (made.layout.report_page.parent / target).resolve().is_file(), target
