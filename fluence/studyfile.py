@@ -206,7 +206,8 @@ def _not_a_setting(path: tuple[str, ...], section: Node, line: int | None) -> Mi
 
 def _hint(value: Any, node: Node) -> str:
     """What the user probably meant by a value that is not allowed."""
-    words = [str(word) for option in options(node) for word in option.get("enum") or [option.get("const", "")]]
+    choices = [choice for option in options(node) for choice in option.get("enum") or [option.get("const", "")]]
+    words = [choice for choice in choices if isinstance(choice, str)]
     if isinstance(value, str):
         return _did_you_mean(value, words).removeprefix("; ") or _number_hint(value, node)
     types = {option.get("type") for option in options(node)}

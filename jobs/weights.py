@@ -22,6 +22,9 @@ _TIMEOUT_S = 30.0
 _PLACES = ("TORCH_HOME", "XDG_CACHE_HOME")
 
 
+_MOST_NAMED = 2  # settings in a line that need the same file
+
+
 @dataclass(frozen=True)
 class WeightsRow:
     """One file, or one network with random weights, and what needs it.
@@ -56,9 +59,22 @@ def weights_rows(study: Study) -> list[WeightsRow]:
     return [_row(group) for group in needs.values()]
 
 
+def _needed_by(needs: list[Weights]) -> str:
+    """`LPIPS (vgg) in models.a.reconstruction, models.b.reconstruction and 34 more`."""
+    keys: dict[str, list[str]] = {}
+    for need in needs:
+        keys.setdefault(need.who, []).append(need.key)
+    return "; ".join(f"{who} in {_shortened(places)}" for who, places in keys.items())
+
+
+def _shortened(places: list[str]) -> str:
+    more = len(places) - _MOST_NAMED
+    return ", ".join(places[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
 def _row(needs: list[Weights]) -> WeightsRow:
     need, path = needs[0], needs[0].path
-    needed_by = ", ".join(f"{one.who} in {one.key}" for one in needs)
+    needed_by = _needed_by(needs)
     name, folder = (path.name, str(path.parent)) if path else (need.network, "")
     state: State = "random" if need.setting == RANDOM else "there"
     try:

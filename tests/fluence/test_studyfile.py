@@ -433,3 +433,9 @@ def test_a_variable_that_is_not_set(monkeypatch: pytest.MonkeyPatch, value: str 
         monkeypatch.setenv("FACES", value)
     with pytest.raises(StudyError, match="set FACES, or give --data faces=FOLDER"):
         expand_root("${FACES}", "faces")
+
+
+def test_a_number_among_numbers_needs_no_quotes() -> None:
+    text = STUDY.replace("    kind: vae\n", "    kind: vae\n    separable: {kernel_px: 4}\n", 1)
+    mistake = the_mistake(text)
+    assert (mistake.message, mistake.hint) == ("must be 3, 5, 7, 9 or 11; found 4", "")

@@ -95,12 +95,12 @@ def test_random_weights_need_no_file(tmp_path, hub, capsys):
 
 
 def test_one_row_for_a_file_that_several_need(tmp_path, hub, capsys):
-    path = study_file(tmp_path, a=VGG19, b=VGG19)
+    path = study_file(tmp_path, a=VGG19, b=VGG19, c=VGG19)
     code, said = show(capsys, path)
     assert code == 1
     head, row, empty, reason = said.splitlines()
     assert head.split() == ["file", "state", "needed", "by", "looked", "for", "in"]
-    both = "DFC (vgg19) in models.a.reconstruction, DFC (vgg19) in models.b.reconstruction"
+    both = "DFC (vgg19) in models.a.reconstruction, models.b.reconstruction and 1 more"
     assert row.split() == [NAME, "missing", *both.split(), str(hub)]
     assert not empty
     assert "fluence weights STUDY --fetch" in reason
