@@ -136,7 +136,7 @@ def test_the_time_limit_three_times(slurm_cluster: Cluster, undisturbed: Study, 
     that the tiny training does not end meanwhile, it stands still; with its signal, Slurm also lets it go on.
     """
     study = twin(undisturbed, tmp_path / "study")
-    study.submit(stages=("train",))
+    study.submit(stages=("train",), interval_s=0.3)  # three starts have to leave something for the fourth
     job = study.job("train")
     for restarts in range(3):
         study.until(lambda: study.cluster.job(job)["JobState"] == "RUNNING", 90, "it does not start")
