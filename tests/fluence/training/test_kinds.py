@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from fluence.data.sampling import Sampler
-from fluence.errors import Interrupted, StudyError
+from fluence.errors import StudyError
 from fluence.training import Ranks
 from fluence.training.task import load_images
 from tests.fluence.training.test_distributed import outcome
-from tests.fluence.training.test_loop import after, handed_on, last_state, rows, run, same_weights
 from tests.fluence.training.tiny_training import KINDS
+from tests.fluence.training.trainings import (
+    rows,
+    run,
+    whole_and_broken,
+)
 
 TERMS = {
     "tilted": {"kl"},
@@ -24,16 +28,7 @@ TERMS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopped_anywhere_it_continues_to_the_same_bits(make_spec, kind):
     settings = {"epochs": 2, "kl_warmup_epochs": 2, "model": KINDS[kind]}
-    whole, broken = make_spec("whole", **settings), make_spec("broken", **settings)
-    run(whole)
-    for num_steps in (1, 3):
-        with pytest.raises(Interrupted):
-            run(broken, stop=after(num_steps))
-    run(broken)
-    logs = [spec.layout.metrics_log(spec.run.id).read_bytes() for spec in (whole, broken)]
-    assert logs[0] == logs[1]
-    assert same_weights(handed_on(whole)["model"], handed_on(broken)["model"])
-    assert str(last_state(whole)["optimizer"]) == str(last_state(broken)["optimizer"])
+    whole, _ = whole_and_broken(make_spec, (1, 3), **settings)
     common = {"epoch", "step", "phase", "loss", "reconstruction/l2", "num_images"}
     assert set(rows(whole, "validation")[0]) == common | TERMS[kind]
 

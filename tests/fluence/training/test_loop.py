@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,56 +13,24 @@ from fluence.losses import Objective
 from fluence.models import build
 from fluence.store.files import read_json
 from fluence.store.packed import Packed
-from fluence.store.weights import read_weights
-from fluence.training import Ranks, TrainSpec, TrainSummary, train
+from fluence.training import Ranks, train
 from fluence.training import loop as loop_module
 from fluence.training.checkpoint import Checkpoints
-from fluence.training.distributed import Team
-from fluence.training.loop import TrainingLoop
 from fluence.training.schedule import Schedule
-from fluence.training.task import load_images
 from tests.fluence.training.tiny_training import SIZE_PX
+from tests.fluence.training.trainings import (
+    after,
+    handed_on,
+    last_state,
+    new_loop,
+    overflowing,
+    rows,
+    run,
+    same_weights,
+    whole_and_broken,
+)
 
 CPU = torch.device("cpu")
-NEVER = 1e9
-
-
-def run(spec: TrainSpec, stop: Callable[[], bool] = lambda: False, interval_s: float = NEVER) -> TrainSummary:
-    return train(spec, Ranks(), stop=stop, checkpoint_interval_s=interval_s, quiet=True)
-
-
-def rows(spec: TrainSpec, phase: str) -> list[dict[str, Any]]:
-    lines = spec.layout.metrics_log(spec.run.id).read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["phase"] == phase]
-
-
-def handed_on(spec: TrainSpec) -> dict[str, Any]:
-    state, facts = read_weights(spec.layout.weights(spec.run.id))
-    return {"model": state, **facts}
-
-
-def last_state(spec: TrainSpec) -> dict[str, Any]:
-    checkpoints = Checkpoints(spec.layout.checkpoints(spec.run.id), spec.key)
-    path = checkpoints.newest()
-    assert path is not None
-    return checkpoints.load(path)
-
-
-def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def after(num_calls: int) -> Callable[[], bool]:
-    """A stop flag that is raised at the given call."""
-    calls = iter(range(1, 10**6))
-    return lambda: next(calls) >= num_calls
-
-
-def new_loop(spec: TrainSpec) -> TrainingLoop:
-    data = load_images(spec, Ranks())
-    loop = TrainingLoop(spec, data, Team(Ranks()), stop=lambda: False, checkpoint_interval_s=NEVER, quiet=True)
-    loop.resume()
-    return loop
 
 
 # ── The arithmetic ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -244,16 +209,8 @@ def test_bar_shows_on_a_terminal_and_is_taken_away(make_spec, monkeypatch, capsy
 def test_stopped_anywhere_it_continues_to_the_same_bits(make_spec, schedule):
     """Mistake: schedule restarted on resume. Stopped before and after the end of an epoch, and twice in a row."""
     settings = {"epochs": 3, "schedule": schedule, "kl_warmup_epochs": 2, "model": {"norm": "batch"}}
-    whole, broken = make_spec("whole", **settings), make_spec("broken", **settings)
-    run(whole)
-    for num_steps in (1, 2, 1, 3):
-        with pytest.raises(Interrupted, match=r"stopped after \d+ of 9 steps; its state is saved"):
-            run(broken, stop=after(num_steps))
-    run(broken)
-    logs = [spec.layout.metrics_log(spec.run.id).read_bytes() for spec in (whole, broken)]
-    assert logs[0] == logs[1]
-    assert same_weights(handed_on(whole)["model"], handed_on(broken)["model"])
-    assert str(last_state(whole)["optimizer"]) == str(last_state(broken)["optimizer"])
+    said = r"stopped after \d+ of 9 steps; its state is saved"
+    whole_and_broken(make_spec, (1, 2, 1, 3), said, **settings)
 
 
 def test_damaged_checkpoint_costs_steps_but_no_bits(make_spec, capsys):
@@ -390,15 +347,7 @@ def test_bf16_trains_close_to_fp32(make_spec):
 def test_fp16_leaves_overflowing_steps_out_and_continues_exactly(make_spec, monkeypatch):
     """On the CPU, which knows fp16 too, if slowly: a factor too large for fp16 falls until gradients fit."""
     monkeypatch.setattr(loop_module, "choose_precision", lambda training, device: "fp16")
-    specs = [make_spec(name, epochs=3, model={"reconstruction": [{"loss": "l2", "weight": 300.0}]}) for name in "ab"]
-    run(specs[0])
-    with pytest.raises(Interrupted):
-        run(specs[1], stop=after(4))
-    run(specs[1])
-    states = [last_state(spec) for spec in specs]
-    assert states[0]["scaler"]["scale"] < 65536
-    assert states[0]["scaler"] == states[1]["scaler"]
-    assert same_weights(states[0]["model"], states[1]["model"])
-    steps = {value["step"].item() for value in states[0]["optimizer"]["state"].values()}
-    halvings = int(torch.log2(65536 / states[0]["scaler"]["scale"]))
+    _, state = overflowing(make_spec, weight=300.0)
+    steps = {value["step"].item() for value in state["optimizer"]["state"].values()}
+    halvings = int(torch.log2(65536 / state["scaler"]["scale"]))
     assert steps == {9 - halvings}

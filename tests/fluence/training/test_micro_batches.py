@@ -6,7 +6,7 @@ import torch
 from fluence.errors import RunError
 from fluence.training import Ranks
 from fluence.training.task import load_images
-from tests.fluence.training.test_loop import new_loop, rows, run
+from tests.fluence.training.trainings import new_loop, rows, run
 
 # ── Pieces of a batch ────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fluence.data.images import ResidentImages
 from fluence.data.sampling import Sampler
-from fluence.errors import Diverged, Interrupted
+from fluence.errors import Diverged
 from fluence.losses import Objective
 from fluence.models import build
 from fluence.store.packed import Packed
@@ -20,8 +20,16 @@ from fluence.training.optimizers import build_optimizer
 from fluence.training.sam import Sam
 from fluence.training.schedule import Schedule
 from tests.fluence.training.test_distributed import outcome
-from tests.fluence.training.test_loop import after, handed_on, last_state, new_loop, rows, run, same_weights
 from tests.fluence.training.tiny_training import SIZE_PX
+from tests.fluence.training.trainings import (
+    handed_on,
+    new_loop,
+    overflowing,
+    rows,
+    run,
+    same_weights,
+    whole_and_broken,
+)
 
 CPU = torch.device("cpu")
 SAM = {"sam": {"rho": 0.05}}
@@ -180,16 +188,7 @@ def test_loss_falls_and_sharpness_is_logged_for_training_alone(make_spec):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_stopped_anywhere_it_continues_to_the_same_bits(make_spec, optimizer):
     settings = {"optimizer": optimizer, "learning_rate": 1e-4, "micro_batch_size": 3, "model": {"norm": "batch"}, **SAM}
-    whole, broken = make_spec("whole", **settings), make_spec("broken", **settings)
-    run(whole)
-    for num_steps in (1, 2, 1):
-        with pytest.raises(Interrupted):
-            run(broken, stop=after(num_steps))
-    run(broken)
-    logs = [spec.layout.metrics_log(spec.run.id).read_bytes() for spec in (whole, broken)]
-    assert logs[0] == logs[1]
-    assert same_weights(handed_on(whole)["model"], handed_on(broken)["model"])
-    assert str(last_state(whole)["optimizer"]) == str(last_state(broken)["optimizer"])
+    whole_and_broken(make_spec, (1, 2, 1), **settings)
 
 
 @pytest.mark.parametrize("where", ["at W", "at W + ε̂"])
@@ -219,20 +218,10 @@ def test_nothing_is_learned_from_a_pass_that_is_not_finite(make_spec, where):
 def test_fp16_leaves_overflowing_steps_out_and_continues_exactly(make_spec, monkeypatch, optimizer):
     """From the first step on, whose overflow must not leave SGD with velocities that nobody wrote."""
     monkeypatch.setattr(loop_module, "choose_precision", lambda training, device: "fp16")
-    settings = {"optimizer": optimizer, "learning_rate": 1e-6, **SAM}
-    model = {"reconstruction": [{"loss": "l2", "weight": 30.0}]}
-    specs = [make_spec(name, epochs=3, model=model, **settings) for name in "ab"]
-    run(specs[0])
-    with pytest.raises(Interrupted):
-        run(specs[1], stop=after(4))
-    run(specs[1])
-    states = [last_state(spec) for spec in specs]
-    assert states[0]["scaler"]["scale"] < 65536
-    assert states[0]["scaler"] == states[1]["scaler"]
-    assert same_weights(states[0]["model"], states[1]["model"])
-    assert all(value.isfinite().all() for value in states[0]["model"].values())
-    fresh = build(specs[0].model, SIZE_PX, 0).state_dict()
-    moved = {name for name, value in states[0]["model"].items() if not torch.equal(value, fresh[name])}
+    spec, state = overflowing(make_spec, weight=30.0, optimizer=optimizer, learning_rate=1e-6, **SAM)
+    assert all(value.isfinite().all() for value in state["model"].values())
+    fresh = build(spec.model, SIZE_PX, 0).state_dict()
+    moved = {name for name, value in state["model"].items() if not torch.equal(value, fresh[name])}
     assert len(moved) > 0.9 * len(fresh)
 
 
