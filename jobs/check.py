@@ -257,7 +257,8 @@ def look_for_weights(study: Study) -> Findings:
         try:
             path = need.find()
         except FluenceError as error:
-            yield Finding("error", need.key, str(error), "type `fluence weights STUDY --fetch` where there is internet")
+            fetch = "type `fluence weights STUDY --fetch` where there is internet"
+            yield Finding("error", need.key, str(error), fetch if need.url else "write the path of the file there")
             continue
         if need.setting == RANDOM:
             found = f"{need.who} with random weights is no perceptual distance; every output will say so"
