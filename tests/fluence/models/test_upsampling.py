@@ -8,7 +8,7 @@ from torch import nn
 
 from fluence.models import build
 from fluence.models.layers import Style
-from fluence.models.upsampling import UPSAMPLINGS, SubpixelConv
+from fluence.models.upsampling import UPSAMPLINGS, SubpixelConv, as_pixels
 from tests.fluence.models.every_model import model as settings_of
 
 STYLES = {"whole": Style(), "separable-3": Style(separable_px=3), "separable-7": Style(separable_px=7)}
@@ -72,10 +72,21 @@ def test_icnr_starts_as_nearest_neighbour_upsampling():
     layer = SubpixelConv(6, 5, Style())
     x = torch.randn(2, 6, 4, 3)
     out = layer(x)
-    one_of_each = nn.functional.conv2d(x, layer.conv.weight[::4], layer.conv.bias[::4], padding=1)
+    one_of_each = nn.functional.conv2d(x, layer.conv.weight[:5], layer.conv.bias[:5], padding=1)
     nearest = one_of_each.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     torch.testing.assert_close(out, nearest)
     assert out.std() > 0
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("sides", [(4, 3), (2, 1)])
+def test_pixels_are_those_of_pixel_shuffle_under_another_numbering(layout, channels, sides):
+    x = torch.randn(2, 4 * channels, *sides).contiguous(memory_format=layout)
+    by_channel = x.unflatten(1, (4, channels)).transpose(1, 2).flatten(1, 2)
+    laid_out = as_pixels(x, 2)
+    assert torch.equal(laid_out, nn.functional.pixel_shuffle(by_channel, 2))
+    assert laid_out.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("upsampling", ["pixelshuffle", "nearest"])
