@@ -84,14 +84,17 @@ def _run(given: argparse.Namespace) -> int:
     from jobs.snapshot import take_snapshot
     from jobs.status import locked
     from jobs.tasks import Execution
+    from jobs.weights import refuse_to_run_without_weights
 
     study, layout = _load(given)
     snapshot = take_snapshot(study, layout)
     _read_manifests(snapshot, layout)
     with locked(layout):
         machine = Machine.detect(given.processes, given.jobs)
+        planned = plan(snapshot.tasks, layout, retry=True)
+        refuse_to_run_without_weights(study, planned)
         _keep_study(given.study, layout)
-        _say_plan(plan(snapshot.tasks, layout, retry=True))
+        _say_plan(planned)
         _forget_failures(snapshot, layout)
         execution = Execution(given.checkpoint_interval, machine.cores, given.strict)
         try:

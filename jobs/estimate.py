@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fluence.layout import Layout
-from fluence.study import LpipsLoss, Model, Study
+from fluence.store.pretrained import RANDOM
+from fluence.study import DfcLoss, LpipsLoss, Model, ModelFeatures, Study
 from jobs.pipeline import datasets_in_use
 
 if TYPE_CHECKING:
@@ -168,14 +169,36 @@ def model_cost(study: Study, model: Model) -> ModelCost:
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
         num_units=units,
         forward_gflops=forward,
-        training_gflops=(1 + _BACKWARD) * forward + _loss_gflops(model, size),
+        training_gflops=(1 + _BACKWARD) * forward + _loss_gflops(study, model),
     )
 
 
-def _loss_gflops(model: Model, image_size_px: int) -> float:
-    """LPIPS looks at the image and at its reconstruction, and goes back to the latter; other losses cost nothing."""
+def _loss_gflops(study: Study, model: Model) -> float:
+    """A network that compares sees the image and its reconstruction, and goes back through the latter: three passes."""
+    size = study.data.image_size_px
     trunks = [_LPIPS_FLOPS_PER_PIXEL[term.net] for term in model.reconstruction if isinstance(term, LpipsLoss)]
-    return 3 * sum(trunks) * image_size_px**2 / _GIGA
+    features = [_dfc_gflops(study, term) for term in model.reconstruction if isinstance(term, DfcLoss)]
+    return 3 * (sum(trunks) * size**2 / _GIGA + sum(features))
+
+
+def _dfc_gflops(study: Study, loss: DfcLoss) -> float:
+    """One pass of one image, as far as the last layer that is compared; through the whole encoder of another model."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from fluence.losses.features import dfc_distance
+    from fluence.models import build
+
+    size, network = study.data.image_size_px, loss.network
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        image = torch.empty(1, 3, size, size)
+        if isinstance(network, ModelFeatures):
+            build(study.models[network.model], size, seed=0, pretrained=False).eval().encode(image)
+        else:
+            unfilled = loss.model_copy(update={"network": network.model_copy(update={"weights": RANDOM})})
+            distance = dfc_distance(unfilled, {})
+            distance.network(image, distance.layers)
+    return counter.get_total_flops() / _GIGA
 
 
 def _run_cost(

@@ -15,11 +15,13 @@ from fluence.errors import ArtifactError, FluenceError, RunError, StudyError
 from fluence.store.files import atomic_path
 from fluence.store.pretrained import RANDOM, Weights, check_hash, needs_of
 from fluence.study import Study
+from jobs.plan import Planned
 from jobs.sites import Site
 
 State = Literal["there", "missing", "damaged", "random"]
 _TIMEOUT_S = 30.0
 _PLACES = ("TORCH_HOME", "XDG_CACHE_HOME")
+_READ_WEIGHTS = ("train", "extract")
 
 
 _MOST_NAMED = 2  # settings in a line that need the same file
@@ -139,7 +141,17 @@ def download(url: str, path: Path) -> None:
         check_hash(temporary, path.name)
 
 
-# ── Before anything is sent to a cluster ─────────────────────────────────────────────────────────────────────────
+# ── Before anything is run or sent to a cluster ──────────────────────────────────────────────────────────────────
+
+
+def refuse_to_run_without_weights(study: Study, planned: tuple[Planned, ...]) -> None:
+    """Looks for weights before anything is run here, if trainings or extractions are left to do.
+
+    Raises:
+        StudyError: a file is missing or damaged.
+    """
+    if any(entry.to_do and entry.task.stage in _READ_WEIGHTS for entry in planned):
+        _refuse([row for row in weights_rows(study) if not row.is_there], "run")
 
 
 def refuse_absent_weights(study: Study, site: Site) -> tuple[str, ...]:
@@ -158,11 +170,15 @@ def refuse_absent_weights(study: Study, site: Site) -> tuple[str, ...]:
     absent = [row for row in weights_rows(study) if not row.is_there]
     prologue = "\n".join(site.setup("gpu"))
     elsewhere = [row for row in absent if row.url and any(word in prologue for word in _PLACES)]
-    if refused := [row for row in absent if row not in elsewhere]:
-        reasons = "\n".join(f"{row.name}: {row.reason}" for row in refused)
-        raise StudyError(f"weights are not there, so nothing is sent:\n{reasons}\nsee: fluence weights STUDY")
+    _refuse([row for row in absent if row not in elsewhere], "sent")
     return tuple(
         f"{row.name} is not in {row.folder}, but {site.name} says in its prologue where such files are; `fluence "
         f"doctor` asks the nodes"
         for row in elsewhere
     )
+
+
+def _refuse(absent: list[WeightsRow], done: str) -> None:
+    if absent:
+        reasons = "\n".join(f"{row.name}: {row.reason}" for row in absent)
+        raise StudyError(f"weights are not there, so nothing is {done}:\n{reasons}\nsee: fluence weights STUDY")

@@ -101,6 +101,26 @@ def test_a_perceptual_loss_costs_its_trunk() -> None:
     assert heavy.training_gflops - plain.training_gflops == pytest.approx(3 * 610e3 * SIZE**2 / 1e9)
 
 
+def test_a_network_of_dfc_costs_what_it_computes() -> None:
+    """Three passes through VGG19 up to relu2_1, counted by hand; of another model, through its encoder."""
+    plain = model_cost(study(), study().models["m"]).training_gflops
+    loss = {"loss": "dfc", "network": {"kind": "vgg19", "weights": "/not/there"}, "layers": ["relu1_1", "relu2_1"]}
+    vgg = study(models={"m": {"kind": "vae", "width": 0.25, "reconstruction": [loss]}})
+    convolutions = [(3, 64, SIZE), (64, 64, SIZE), (64, 128, SIZE // 2)]
+    flops = sum(2 * 9 * before * after * side**2 for before, after, side in convolutions)
+    assert model_cost(vgg, vgg.models["m"]).training_gflops - plain == pytest.approx(3 * flops / 1e9)
+
+    loss = {"loss": "dfc", "network": {"kind": "model", "model": "teacher"}}
+    both = study(
+        models={
+            "teacher": {"kind": "vae", "width": 0.5},
+            "m": {"kind": "vae", "width": 0.25, "reconstruction": [loss]},
+        }
+    )
+    teacher = model_cost(both, both.models["teacher"]).forward_gflops
+    assert plain < model_cost(both, both.models["m"]).training_gflops < plain + 3 * teacher
+
+
 def test_gigaflops_and_hours_by_hand() -> None:
     cost = model_cost(study(), study().models["m"])
     found = estimate(study(), IMAGES, 10, gflops_per_s=2.0)

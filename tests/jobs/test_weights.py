@@ -17,8 +17,10 @@ from fluence.errors import StudyError
 from fluence.store import pretrained
 from fluence.study import Study
 from jobs import cli
+from jobs.pipeline import datasets_in_use, tasks_of
+from jobs.plan import Planned
 from jobs.sites import Site, load_site
-from jobs.weights import refuse_absent_weights, weights_rows
+from jobs.weights import refuse_absent_weights, refuse_to_run_without_weights, weights_rows
 
 CONTENT = b"weights of a network"
 NAME = f"vgg19-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
@@ -213,6 +215,23 @@ def test_the_verb_submit_refuses_before_sbatch(tmp_path, hub, monkeypatch, capsy
     arguments = ["submit", study_file(tmp_path, m=VGG19), "--site", "test-cluster", "--output", str(tmp_path / "out")]
     assert cli.main(arguments) == 2
     assert "weights are not there, so nothing is sent" in capsys.readouterr().err
+
+
+def test_the_verb_run_refuses_before_anything_is_packed(tmp_path, hub, capsys):
+    arguments = ["run", study_file(tmp_path, m=VGG19, n=FACE), "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 2
+    refusal = capsys.readouterr().err
+    assert "weights are not there, so nothing is run" in refusal
+    assert "face.pth" in refusal
+    assert not (tmp_path / "out" / "packed").exists()
+
+
+def test_what_is_done_needs_no_weights(hub):
+    study = Study.model_validate(content(m=VGG19))
+    tasks = tasks_of(study, dict.fromkeys(datasets_in_use(study), "as on disk"))
+    refuse_to_run_without_weights(study, tuple(Planned(task, "done", "") for task in tasks))
+    with pytest.raises(StudyError, match="nothing is run"):
+        refuse_to_run_without_weights(study, tuple(Planned(task, "waiting", "") for task in tasks))
 
 
 def test_what_is_there_or_random_is_sent(hub, site):
