@@ -39,7 +39,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("pack", each="dataset", version=1, uses_gpu=False, needs=()),
+    Stage("pack", each="dataset", version=2, uses_gpu=False, needs=()),
     Stage("train", each="run", version=2, uses_gpu=True, needs=("pack",)),
     Stage("extract", each="run", version=1, uses_gpu=True, needs=("pack", "train")),
     Stage("measure", each="run", version=1, uses_gpu=False, needs=("extract",)),

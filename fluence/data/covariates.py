@@ -27,16 +27,21 @@ def covariates(pixels: np.ndarray) -> dict[str, np.ndarray]:
         For each of `NAMES` a float64 [images]; `luminance_contrast` is the standard deviation over the pixels (root
         mean square contrast), `pixel_gini` is NaN for a black image.
     """
-    luminance = (_RED * pixels[..., 0] + _GREEN * pixels[..., 1] + _BLUE * pixels[..., 2]) / 255
-    flat = luminance.reshape(len(pixels), luminance.shape[1] * luminance.shape[2])
+    grey = luminance(pixels)
+    flat = grey.reshape(len(pixels), grey.shape[1] * grey.shape[2])
     measures = (
         flat.mean(axis=1),
         np.median(flat, axis=1),
         flat.std(axis=1),
         pixel_gini(pixels),
-        edge_density(luminance),
+        edge_density(grey),
     )
     return dict(zip(NAMES, measures, strict=True))
+
+
+def luminance(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [images, height, width, 3], RGB → float64 [images, height, width] in 0 … 1."""
+    return (_RED * pixels[..., 0] + _GREEN * pixels[..., 1] + _BLUE * pixels[..., 2]) / 255
 
 
 def pixel_gini(pixels: np.ndarray) -> np.ndarray:
@@ -55,17 +60,17 @@ def pixel_gini(pixels: np.ndarray) -> np.ndarray:
         return np.where(total > 0, np.einsum("ik,k->i", values, weights) / (num_values * total), np.nan)
 
 
-def edge_density(luminance: np.ndarray) -> np.ndarray:
+def edge_density(grey: np.ndarray) -> np.ndarray:
     """Share of the inner pixels whose Sobel gradient exceeds `EDGE_THRESHOLD`, float64 [images].
 
     The kernels are divided by 4, so that a vertical or horizontal step of height h has the magnitude h on both of its
     sides. The outermost pixels, which lack neighbours, do not count.
 
     Args:
-        luminance: float [images, height, width] in 0 … 1; height and width at least 3.
+        grey: luminance, float [images, height, width] in 0 … 1; height and width at least 3.
     """
-    across = luminance[:, :, 2:] - luminance[:, :, :-2]
-    down = luminance[:, 2:, :] - luminance[:, :-2, :]
+    across = grey[:, :, 2:] - grey[:, :, :-2]
+    down = grey[:, 2:, :] - grey[:, :-2, :]
     horizontal = (across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]) / 4
     vertical = (down[:, :, :-2] + 2 * down[:, :, 1:-1] + down[:, :, 2:]) / 4
     return (np.hypot(horizontal, vertical) > EDGE_THRESHOLD).mean(axis=(1, 2))

@@ -1,7 +1,7 @@
 """A data set becomes one file: square uint8 pixels, the manifest, content hashes and covariates of every image.
 
-An image that cannot be read is left out and listed with its reason; one that has the pixels of an earlier one is
-kept, marked in `duplicate_of` and listed. Nothing is dropped silently.
+An image that cannot be read is left out and listed with its reason; one that has the pixels of an earlier one, or
+nearly, is kept, marked in `duplicate_of` and listed. Nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from fluence.data import decode
 from fluence.data.covariates import NAMES
+from fluence.data.duplicates import near_duplicates
 from fluence.data.manifest import Manifest, Problem, capped, keep_aside, name_of
 from fluence.data.prepare import Drawing, ImageFile, Prepared, Source, prepared
 from fluence.data.readers import read_manifest
@@ -53,6 +54,7 @@ class _Facts:
 
     rows: list[int] = field(default_factory=list)
     sha256: list[str] = field(default_factory=list)
+    thumbnails: list[np.ndarray] = field(default_factory=list)
     covariates: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in NAMES})
     reasons: dict[int, str] = field(default_factory=dict)
     num_seen: int = 0
@@ -60,6 +62,7 @@ class _Facts:
     def add(self, chunk: Prepared) -> None:
         self.rows += (self.num_seen + chunk.usable).tolist()
         self.sha256 += chunk.sha256
+        self.thumbnails.append(chunk.thumbnails)
         self.reasons |= {self.num_seen + position: reason for position, reason in chunk.reasons.items()}
         for name, values in chunk.covariates.items():
             self.covariates[name].append(values)
@@ -99,8 +102,9 @@ def pack(
         for chunk in _with_progress(manifest, dataset, data, num_workers, progress):
             writer.append(chunk.pixels)
             facts.add(chunk)
-        table = _table(manifest, facts)
-        problems = [*manifest.problems, *_undecodable(manifest, facts), *_duplicates(manifest, facts, table)]
+        alike = _alike(facts)
+        table = _table(manifest, facts, alike)
+        problems = [*manifest.problems, *_undecodable(manifest, facts), *_duplicates(manifest, facts, table, alike)]
         _refuse(name_of(dataset, data), problems, len(table), strict)
         writer.finish(table, pd.DataFrame(problems, columns=list(Problem._fields)))
     return PackSummary(len(table), len(problems), _in_words(out, len(table), data.image_size_px, problems))
@@ -140,15 +144,27 @@ def _sources(manifest: Manifest, dataset: Dataset) -> Sequence[Source]:
     return [ImageFile(manifest.root / path) for path in manifest.table["path"]]
 
 
-def _table(manifest: Manifest, facts: _Facts) -> pd.DataFrame:
+def _alike(facts: _Facts) -> dict[int, tuple[int, str]]:
+    """By position in the table, each image that repeats an earlier one: the position of that one, and how it does."""
+    found: dict[int, tuple[int, str]] = {}
+    for copy in near_duplicates(np.concatenate(facts.thumbnails)) if facts.thumbnails else ():
+        mirrored = ", mirrored" if copy.is_mirrored else ""
+        found[copy.image] = copy.original, f"near-duplicate (r = {copy.correlation:.3f}{mirrored}): nearly the same as"
+    first: dict[str, int] = {}
+    for position, sha256 in enumerate(facts.sha256):
+        original = first.setdefault(sha256, position)
+        if original != position:
+            found[position] = original, "duplicate: same image as"
+    return found
+
+
+def _table(manifest: Manifest, facts: _Facts, alike: dict[int, tuple[int, str]]) -> pd.DataFrame:
     """The manifest of the usable images with hash, duplicates and covariates."""
     table = manifest.table.iloc[facts.rows].reset_index(drop=True)
     keep_aside(table, ["sha256", *NAMES])
     table["sha256"] = facts.sha256
-    first: dict[str, str] = {}
-    for sha256, image_id in zip(facts.sha256, table["image_id"], strict=True):
-        first.setdefault(sha256, image_id)
-    found = [first[s] if first[s] != i else "" for s, i in zip(facts.sha256, table["image_id"], strict=True)]
+    ids = table["image_id"]
+    found = [ids[alike[position][0]] if position in alike else "" for position in range(len(ids))]
     stated = table.get("duplicate_of", pd.Series("", table.index))
     table["duplicate_of"] = [mine or theirs for mine, theirs in zip(found, stated, strict=True)]
     for name, values in facts.covariates.items():
@@ -162,11 +178,14 @@ def _undecodable(manifest: Manifest, facts: _Facts) -> Iterator[Problem]:
         yield Problem(image_id, path, manifest.lines[row], reason)
 
 
-def _duplicates(manifest: Manifest, facts: _Facts, table: pd.DataFrame) -> Iterator[Problem]:
+def _duplicates(
+    manifest: Manifest, facts: _Facts, table: pd.DataFrame, alike: dict[int, tuple[int, str]]
+) -> Iterator[Problem]:
     marked = zip(facts.rows, table["image_id"], table["path"], table["duplicate_of"], strict=True)
-    for row, image_id, path, original in marked:
+    for position, (row, image_id, path, original) in enumerate(marked):
         if original:
-            yield Problem(image_id, path, manifest.lines[row], f"duplicate: same image as {original}", kept=True)
+            _, words = alike.get(position, (0, "duplicate: same image as"))
+            yield Problem(image_id, path, manifest.lines[row], f"{words} {original}", kept=True)
 
 
 def _refuse(name: str, problems: Sequence[Problem], num_images: int, strict: bool) -> None:

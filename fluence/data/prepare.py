@@ -25,6 +25,7 @@ import numpy as np
 
 from fluence.data.covariates import covariates
 from fluence.data.decode import Fit, Undecodable, decode
+from fluence.data.duplicates import thumbnails
 from fluence.errors import RunError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Prepared:
         usable: which ones of the chunk these are, int [usable].
         reasons: why the others could not be, by their place in the chunk.
         sha256: hash of the pixels of each usable image.
+        thumbnails: of each usable image, uint8 [usable, 32, 32].
         covariates: for each covariate float64 [usable].
         num_images: number of images in the chunk.
     """
@@ -81,6 +83,7 @@ class Prepared:
     usable: np.ndarray
     reasons: dict[int, str]
     sha256: list[str]
+    thumbnails: np.ndarray
     covariates: dict[str, np.ndarray]
     num_images: int
 
@@ -100,7 +103,8 @@ def prepare(sources: Sequence[Source], size_px: int, fit: Fit) -> Prepared:
             reasons[position] = str(error)
     pixels = pixels[: len(usable)]
     hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
-    return Prepared(pixels, np.array(usable, int), reasons, hashes, covariates(pixels), len(sources))
+    small = thumbnails(pixels)
+    return Prepared(pixels, np.array(usable, int), reasons, hashes, small, covariates(pixels), len(sources))
 
 
 def prepared(sources: Sequence[Source], size_px: int, fit: Fit, num_workers: int) -> Iterator[Prepared]:

@@ -6,6 +6,7 @@ import hashlib
 import math
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,13 +19,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from fluence.data.covariates import NAMES, covariates
 from fluence.data.decode import decode
 from fluence.data.pack import PackSummary, pack
 from fluence.data.prepare import ImageFile, prepared
+from fluence.data.synthetic import render_face
 from fluence.errors import ArtifactError, RunError, StudyError
 from fluence.store.packed import Packed
+from fluence.study import SyntheticDataset
 
 HEADER = "path,beauty,ethnicity,sex\n"
 ROWS = HEADER + "".join(f"{i:03}.png,{i},{'ab'[i % 2]},{'fm'[i % 3 // 2]}\n" for i in range(70))
@@ -91,6 +95,25 @@ def broken(root: Path, save_image: Callable[..., Path]) -> str:
     (root / "page.jpg").write_text("<html>")
     names = ("half.jpg", "again.png", "empty.jpg", "good.jpg", "page.jpg", "none.jpg", "same.png")
     return HEADER + "".join(f"{name},1,a,f\n" for name in names) + "short\n"
+
+
+def test_a_near_duplicate_is_kept_and_named_with_its_original(pack_table, tmp_path):
+    """The same picture as PNG, and as JPEG mirrored; the exact copy of an image counts as that."""
+    picture = Image.fromarray(render_face(SyntheticDataset(kind="synthetic"), 3, 64))
+    folder = tmp_path / "faces"
+    folder.mkdir(exist_ok=True)
+    for name in ("a.png", "exact.png"):
+        picture.save(folder / name)
+    picture.save(folder / "again.jpg", quality=80)
+    ImageOps.mirror(picture).save(folder / "mirror.png")
+    names = ("a.png", "again.jpg", "exact.png", "mirror.png")
+    _, packed = pack_table(HEADER + "".join(f"{name},1,a,f\n" for name in names), settings={"image_size_px": 64})
+    assert list(packed.table["duplicate_of"]) == ["", "a", "a", "a"]
+    again, exact, mirror = packed.problems["reason"]
+    assert re.fullmatch(r"near-duplicate \(r = (0\.9[89]\d|1\.000)\): nearly the same as a", again)
+    assert exact == "duplicate: same image as a"
+    assert re.fullmatch(r"near-duplicate \(r = 1\.000, mirrored\): nearly the same as a", mirror)
+    assert packed.problems["kept"].all()
 
 
 def test_every_problem_is_listed_with_its_line(pack_table, tmp_path, save_image):
