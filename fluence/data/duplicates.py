@@ -86,7 +86,7 @@ def _copies(small: np.ndarray, others: np.ndarray, is_mirrored: bool) -> Iterato
     for later in range(0, len(small), _BLOCK_IMAGES):
         for earlier in range(0, later + 1, _BLOCK_IMAGES):
             products = signs[later : later + _BLOCK_IMAGES] @ other_signs[earlier : earlier + _BLOCK_IMAGES].T
-            near = np.argwhere(products >= num_bits - 2 * MOST_BITS) + (later, earlier)
+            near = np.argwhere(products >= num_bits - 2 * MOST_BITS) + np.array((later, earlier))
             for image, original in near[near[:, 1] < near[:, 0]]:
                 correlation = _correlation(small[image], others[original])
                 if correlation >= LEAST_CORRELATION:
