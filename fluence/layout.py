@@ -63,6 +63,11 @@ class Layout:
         return self.root / "report"
 
     @property
+    def figures(self) -> Path:
+        """Folder of the report's figures, as PNG and PDF."""
+        return self.report / "figures"
+
+    @property
     def report_page(self) -> Path:
         """The report itself: one HTML file that opens offline."""
         return self.report / "index.html"

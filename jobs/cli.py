@@ -277,6 +277,24 @@ def _report(given: argparse.Namespace) -> int:
     return 0
 
 
+def _export(given: argparse.Namespace) -> int:
+    from analysis.export import export
+    from jobs.plan import plan, run_rows
+    from jobs.snapshot import take_snapshot
+
+    study, layout = _load(given)
+    tasks = take_snapshot(study, layout).tasks
+    folder = given.to or layout.root.with_name(f"{layout.root.name}-export")
+    planned = plan(tasks, layout)
+    done = export(study, layout, run_rows(planned), [(task.stage, task.name) for task in tasks], folder)
+    if any(entry.to_do for entry in planned if entry.task.stage == "analyse"):
+        print(f"note     the statistics are older than the results; newer ones: fluence report {given.study}")
+    print(f"export   {done.folder}: {done.num_files} files")
+    for what in done.left_out:
+        print(f"left out {what}")
+    return 0
+
+
 _ACTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "new": _new,
     "check": _check,
@@ -290,6 +308,7 @@ _ACTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "cost": _cost,
     "doctor": _doctor,
     "report": _report,
+    "export": _export,
 }
 
 

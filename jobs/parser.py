@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor_options(doctor)
     report = verbs.add_parser("report", help="analyse and report whatever is done, and name what is missing")
     _add_study(report)
+    export = verbs.add_parser("export", help="write a folder that another lab can analyse without this software")
+    _add_study(export)
+    export.add_argument("--to", type=Path, metavar="DIR", help="a new folder (default: results/NAME-export)")
     return parser
 
 

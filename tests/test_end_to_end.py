@@ -123,6 +123,23 @@ def _readable_share(study: Path) -> float:
     return float(np.corrcoef(predicted, target)[0, 1] ** 2)
 
 
+def test_what_is_exported_can_be_analysed_by_anybody(planted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "given"
+    printed = fluence("export", str(planted), "--output", str(layout_of(planted).root), "--to", str(folder))
+    assert f"export   {folder}: " in printed
+    assert "note " not in printed
+    assert "left out run doomed-all-s0-" in printed
+    images = pd.read_csv(folder / "images.csv")
+    (path,) = folder.glob("metrics/small-all-s0-????????.csv")
+    gini = pd.read_csv(path).query("metric == 'gini' and layer == 'conv1'").merge(images, on="image_id")
+    published = pd.read_csv(folder / "statistics" / "correlations.csv")
+    published = published.query("trained_on == 'all' and subset == 'all' and layer == 'conv1' and metric == 'gini'")
+    of_pearson = published[published["estimator"] == "pearson"]["estimate"]
+    assert of_pearson.tolist() == pytest.approx([gini["value"].corr(gini["beauty"])])
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert {task.split("/")[0] for task in provenance} >= {"pack", "train", "extract", "measure", "analyse", "report"}
+
+
 def test_nothing_is_found_where_nothing_was_planted(null: Path) -> None:
     found = ridge_of(null)
     assert found["p_delta"] > 0.05

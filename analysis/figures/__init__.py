@@ -7,12 +7,13 @@ and PDF, and hands it to the report as a `Plate`.
 from analysis.figures.comparisons import MOST_PANELS, Style, compared_curves, metric_by_layer, style_of
 from analysis.figures.effects import correlations_by_layer, epsilon_sweep, estimators, forest, gain_over_confounds
 from analysis.figures.images import covariate_correlations, distributions, ratings_by_group, scatter
-from analysis.figures.plate import Plate, colour_of, draw
+from analysis.figures.plate import Plate, Shows, colour_of, draw
 from analysis.figures.training import Strip, family_of, loss_curves, reconstructions, term_name
 
 __all__ = [
     "MOST_PANELS",
     "Plate",
+    "Shows",
     "Strip",
     "Style",
     "colour_of",

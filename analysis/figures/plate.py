@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,13 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from fluence.store.files import atomic_path
 
 ONE_COLUMN_IN, TWO_COLUMNS_IN = 3.5, 7.0
+Shows = Literal["numbers", "ratings", "images"]
+"""What a figure shows: summaries, a mark for each rated image, or pictures."""
 _DPI = 200
 _PHOTOGRAPHS_DPI = 150  # in the page, which holds all of them; the files have all dots
 INK, MUTED, PALE = "#1a1a1a", "#767676", "#eeeeee"
@@ -76,8 +79,11 @@ class Plate:
     height_px: int
 
 
-def draw(folder: Path, name: str, title: str, caption: str, figure_of: Callable[..., Figure], *args: Any) -> Plate:
-    """Draws a figure in the common look and writes it to `folder` as PNG and PDF.
+def draw(
+    folder: Path, name: str, title: str, caption: str, figure_of: Callable[..., Figure], *args: Any,
+    shows: Shows = "numbers",
+) -> Plate:  # fmt: skip
+    """Draws a figure in the common look and writes it to `folder` as PNG and PDF, with what it is in their metadata.
 
     Args:
         folder: where the files go.
@@ -86,19 +92,21 @@ def draw(folder: Path, name: str, title: str, caption: str, figure_of: Callable[
         caption: for the report.
         figure_of: one of the functions of this package, called with `args`.
         args: what the figure is drawn from.
+        shows: `ratings` if each rated image is a mark in it, `numbers` if not; pictures are recognised.
     """
     with look():
         figure = figure_of(*args)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # it is laid out now; saving would do it again
         photographs = any(axes.images for axes in figure.axes)
-        files = {kind: _saved(figure, kind) for kind in ("png", "pdf")}
+        words = {"Title": title, "Description": caption, "Shows": "images" if photographs else shows}
+        files = {kind: _saved(figure, kind, words) for kind in ("png", "pdf")}
         if not photographs:
-            files["png"] = _few_colours(files["png"])
+            files["png"] = _few_colours(files["png"], words)
         for kind, content in files.items():
             with atomic_path(folder / f"{name}.{kind}") as temporary:
                 temporary.write_bytes(content)
-        image = _saved(figure, "jpeg") if photographs else files["png"]
+        image = _saved(figure, "jpeg", words) if photographs else files["png"]
     width, height = (round(side * _DPI) for side in figure.get_size_inches())
     media_type = "image/jpeg" if photographs else "image/png"
     return Plate(name, title, caption, image, media_type, width, height)
@@ -112,10 +120,11 @@ def look() -> Iterator[None]:
         yield
 
 
-def _saved(figure: Figure, kind: str) -> bytes:
+def _saved(figure: Figure, kind: str, words: Mapping[str, str]) -> bytes:
+    about = {"Title": words["Title"], "Subject": words["Description"], "Keywords": words["Shows"]}
     options: Any = {
-        "png": {"metadata": {"Software": None}},
-        "pdf": {"metadata": {"CreationDate": None, "Producer": None, "Creator": None}},
+        "png": {"metadata": {"Software": None} | words},
+        "pdf": {"metadata": {"CreationDate": None, "Producer": None, "Creator": None} | about},
         "jpeg": {"pil_kwargs": {"quality": 85, "optimize": True}},
     }[kind]
     target = io.BytesIO()
@@ -124,12 +133,14 @@ def _saved(figure: Figure, kind: str) -> bytes:
     return target.getvalue()
 
 
-def _few_colours(png: bytes) -> bytes:
+def _few_colours(png: bytes, words: Mapping[str, str]) -> bytes:
     """A drawing with at most 256 colours, which are all that lines and letters need: a third of the bytes."""
     with Image.open(io.BytesIO(png)) as image:
         few = image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    target = io.BytesIO()
-    few.save(target, format="PNG", optimize=True, dpi=(_DPI, _DPI))
+    target, about = io.BytesIO(), PngInfo()
+    for name, text in words.items():
+        about.add_itxt(name, text)
+    few.save(target, format="PNG", optimize=True, dpi=(_DPI, _DPI), pnginfo=about)
     return target.getvalue()
 
 

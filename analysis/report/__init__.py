@@ -36,7 +36,7 @@ def write_report(study: Study, layout: Layout, runs: list[RunRow]) -> None:
     started = time.time()
     page = _page(gather(study, layout, runs))
     write_text(layout.report_page, render(page))
-    _remove_older(layout.report / "figures", started)
+    _remove_older(layout.figures, started)
 
 
 def _page(evidence: Evidence) -> Page:

@@ -211,6 +211,7 @@ def _scatter(evidence: Evidence, summary: Summary) -> Iterator[Item]:
         points,
         name,
         evidence.study.data.score,
+        shows="ratings",
     )
 
 

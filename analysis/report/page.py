@@ -14,7 +14,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from analysis.figures import Plate, draw
+from analysis.figures import Plate, Shows, draw
 from fluence.layout import Layout
 
 _TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
@@ -176,9 +176,12 @@ class Page:
     sections: Sequence[Section] = field(default_factory=tuple)
 
 
-def drawn(layout: Layout, name: str, title: str, caption: str, figure_of: Callable[..., Any], *args: Any) -> Picture:
+def drawn(
+    layout: Layout, name: str, title: str, caption: str, figure_of: Callable[..., Any], *args: Any,
+    shows: Shows = "numbers",
+) -> Picture:  # fmt: skip
     """Draws a figure (a function of `analysis.figures` and its arguments) into the report's folder."""
-    return Picture(draw(layout.report / "figures", name, title, caption, figure_of, *args))
+    return Picture(draw(layout.figures, name, title, caption, figure_of, *args, shows=shows))
 
 
 def render(page: Page) -> str:

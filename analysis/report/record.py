@@ -30,6 +30,7 @@ def rated_images_section(evidence: Evidence) -> Section:
         figures.ratings_by_group,
         ratings[["group", "score"]],
         evidence.study.data.score,
+        shows="ratings",
     )
     items = [picture, _groups_table(ratings), *_covariates(evidence, ratings), *_ceilings(evidence)]
     return Section("images", "Rated images", items)
