@@ -277,6 +277,17 @@ def _report(given: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(given: argparse.Namespace) -> int:
+    from analysis.report.across import compare
+    from fluence.studyfile import load_study
+
+    layouts = [Layout(path if path.is_dir() else _base() / load_study(path).name) for path in given.studies]
+    target = Layout((given.to or _base() / "comparison").absolute())
+    for line in compare([Layout(layout.root.absolute()) for layout in layouts], target):
+        print(line)
+    return 0
+
+
 def _export(given: argparse.Namespace) -> int:
     from analysis.export import export
     from jobs.plan import plan, run_rows
@@ -308,6 +319,7 @@ _ACTS: dict[str, Callable[[argparse.Namespace], int]] = {
     "cost": _cost,
     "doctor": _doctor,
     "report": _report,
+    "compare": _compare,
     "export": _export,
 }
 
