@@ -293,9 +293,13 @@ class Activations:
         """Values of the images from `start` to before `stop`, as stored: float16 or float32 [images, units]."""
         return self._file[f"layers/{layer}"][start:stop]
 
-    def reference(self, layer: str) -> np.ndarray:
-        """Values of the training images that ε is chosen on, as stored: [reference images, units]."""
-        return self._file[f"reference/{layer}"][:]
+    def read_units(self, layer: str, start: int, stop: int) -> np.ndarray:
+        """Values of the units from `start` to before `stop`, as stored: float16 or float32 [images, units]."""
+        return self._file[f"layers/{layer}"][:, start:stop]
+
+    def reference(self, layer: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Values of the training images that ε is chosen on, of all or of some: as stored [reference images, units]."""
+        return self._file[f"reference/{layer}"][start:stop]
 
     def samples(self, which: Which) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids, originals and reconstructions (uint8 [images, height, width, 3]) kept for the report."""
