@@ -8,7 +8,7 @@ shared out with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -141,13 +141,59 @@ def nonzero_quantiles(histograms: Histograms, quantiles: tuple[float, ...]) -> n
     """
     totals = np.bincount(histograms.bits & (_SIGN - 1), weights=histograms.counts, minlength=_SIGN)
     ends = np.cumsum(totals[1:])  # magnitude 0 is left out
-    if ends[-1] == 0:
+    table, _ = _tables()
+    return _interpolated(lambda ranks: table[1 + np.searchsorted(ends, ranks, side="right")], int(ends[-1]), quantiles)
+
+
+def nonzero_quantiles_of_float32(
+    blocks: Callable[[], Iterator[np.ndarray]], quantiles: tuple[float, ...]
+) -> np.ndarray:
+    """The same of float32 values, of which one block at a time is held and none is sorted.
+
+    First the upper 16 bits of every magnitude are counted, then the lower 16 bits of those that share their upper ones
+    with a magnitude that is looked for.
+
+    Args:
+        blocks: gives the finite values, block by block; called twice.
+        quantiles: in (0, 1).
+    """
+    upper = np.zeros(NUM_BINS, np.int64)
+    for block in blocks():
+        upper += np.bincount(_nonzero_magnitudes(block) >> np.uint32(16), minlength=NUM_BINS)
+    ends = np.cumsum(upper)
+
+    def values_of(ranks: np.ndarray) -> np.ndarray:
+        firsts = np.searchsorted(ends, ranks, side="right")
+        lower = {int(first): np.zeros(NUM_BINS, np.int64) for first in firsts}
+        for block in blocks():
+            bits = _nonzero_magnitudes(block)
+            for first, counts in lower.items():
+                counts += np.bincount(bits[bits >> np.uint32(16) == first] & np.uint32(0xFFFF), minlength=NUM_BINS)
+        within = ranks - (ends - upper)[firsts]
+        seconds = [
+            np.searchsorted(np.cumsum(lower[int(first)]), rank, side="right")
+            for first, rank in zip(firsts, within, strict=True)
+        ]
+        return (firsts << 16 | np.array(seconds, dtype=np.int64)).astype(np.uint32).view(np.float32).astype(np.float64)
+
+    return _interpolated(values_of, int(ends[-1]), quantiles)
+
+
+def _interpolated(
+    values_of: Callable[[np.ndarray], np.ndarray], num_values: int, quantiles: tuple[float, ...]
+) -> np.ndarray:
+    """Quantiles of so many values, of which `values_of` gives those of some ranks, ascending from 0."""
+    if num_values == 0 or not quantiles:
         return np.full(len(quantiles), np.nan)
-    place = np.array(quantiles) * (ends[-1] - 1)
-    lower, upper = (
-        _tables()[0][1 + np.searchsorted(ends, rank, side="right")] for rank in (np.floor(place), np.ceil(place))
-    )
+    place = np.array(quantiles, dtype=np.float64) * (num_values - 1)
+    ranks = np.concatenate([np.floor(place), np.ceil(place)]).astype(np.int64)
+    lower, upper = np.split(values_of(ranks), 2)
     return lower + (upper - lower) * (place - np.floor(place))
+
+
+def _nonzero_magnitudes(values: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) & np.uint32(0x7FFFFFFF)
+    return bits[bits > 0]
 
 
 def _named(num_units: int, out: np.ndarray, above: np.ndarray) -> Moments:

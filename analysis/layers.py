@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.gates import GATE, gate_metrics
-from analysis.histogram import nonzero_quantiles
+from analysis.histogram import nonzero_quantiles, nonzero_quantiles_of_float32
 from analysis.partial import Piece, Reference
 from analysis.places import gini_of_maps, gini_of_positions, has_places, lifetime_sparsity
 from analysis.sparsity import counted, sparsity, sparsity_of_histograms
@@ -53,12 +54,16 @@ def quantile_name(quantile: float) -> str:
 def choose_reference(source: Activations, plan: Plan, kept: HistogramFile | None) -> Reference:
     """ε of one layer, from the histograms of its reference images or from the images themselves."""
     name = plan.layer.name
+    spans = list(steps(0, len(source.reference_ids), plan.bytes_per_image))
     if plan.bytes_per_value != 2:
-        return Reference(choose_epsilon(source.reference(name), plan.quantiles))
+
+        def blocks() -> Iterator[np.ndarray]:
+            return (source.reference(name, *span) for span in spans)
+
+        return Reference(nonzero_quantiles_of_float32(blocks, plan.quantiles))
     if kept is not None and name in kept.layers:
         histograms = kept.reference(name)
     else:
-        spans = steps(0, len(source.reference_ids), plan.bytes_per_image)
         histograms = Histograms.joined([counted(source.reference(name, start, stop)) for start, stop in spans])
     return Reference(nonzero_quantiles(histograms, plan.quantiles), histograms if plan.keeps else None)
 
@@ -75,10 +80,7 @@ def choose_epsilon(reference: np.ndarray, quantiles: tuple[float, ...]) -> np.nd
     """
     if reference.dtype == np.float16:
         return nonzero_quantiles(counted(reference), quantiles)
-    magnitudes = np.abs(reference[reference != 0])
-    if magnitudes.size == 0:
-        return np.full(len(quantiles), np.nan)
-    return np.quantile(magnitudes, quantiles, overwrite_input=True).astype(np.float64)
+    return nonzero_quantiles_of_float32(lambda: iter([reference]), quantiles)
 
 
 def measure_block(values: np.ndarray | Histograms, plan: Plan, epsilon: np.ndarray) -> Piece:

@@ -169,7 +169,13 @@ class _Work:
             kept = self.kept
             for start, stop in steps(done, total, plan.bytes_per_image):
                 histograms = kept.read(layer.name, start, stop)
-                self.partial.keep(layer, start, measure_block(histograms, plan, epsilon), histograms.num_bytes)
+                try:
+                    piece = measure_block(histograms, plan, epsilon)
+                except ValueError as error:
+                    raise ArtifactError(
+                        f"{kept.path}: layer {layer.name}: damaged ({error}); delete it and run again"
+                    ) from error
+                self.partial.keep(layer, start, piece, histograms.num_bytes)
             return
         blocks = read_ahead(
             lambda start, stop: self.source.read(layer.name, start, stop), steps(done, total, plan.bytes_per_image)

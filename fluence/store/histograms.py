@@ -177,6 +177,7 @@ class HistogramFile:
     """A finished file of histograms, opened for reading; a context manager.
 
     Attributes:
+        path: of the file.
         made_from: what the histograms were counted from.
         image_ids: text [images].
         layers: names of the layers that are in it.
@@ -187,7 +188,7 @@ class HistogramFile:
 
     def __init__(self, path: Path) -> None:
         self._file = file = open_checked(path, KIND, FORMAT)
-        self._path = path
+        self.path = path
         self.made_from = str(read_header(file)["made_from"])
         self.image_ids = file["image_id"].asstr()[:]
         self.layers = frozenset(file["layers"])
@@ -218,7 +219,7 @@ class HistogramFile:
         try:
             bits, counts = self._file[f"{group}/bits"][bins], self._file[f"{group}/counts"][bins]
         except OSError as error:
-            raise ArtifactError(f"{self._path}: damaged ({error}); delete it and run again") from error
+            raise ArtifactError(f"{self.path}: damaged ({error}); delete it and run again") from error
         return Histograms(bits, counts, start)
 
 

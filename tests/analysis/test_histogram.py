@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import analysis.histogram as module
-from analysis.histogram import count, moments_of_histograms, moments_of_values, nonzero_quantiles
+from analysis.histogram import (
+    count,
+    moments_of_histograms,
+    moments_of_values,
+    nonzero_quantiles,
+    nonzero_quantiles_of_float32,
+)
 from fluence.store.histograms import Histograms
 
 THRESHOLDS = np.array([0.0, 0.25, 1.0, 1e9])
@@ -120,6 +126,21 @@ def test_a_histogram_that_lacks_units_is_refused() -> None:
 def test_quantiles_are_those_of_numpy(values: np.ndarray, quantiles: list[float]) -> None:
     magnitudes = np.abs(values[values != 0].astype(np.float64))
     found = nonzero_quantiles(count(values)[0], tuple(quantiles))
+    if magnitudes.size:
+        np.testing.assert_allclose(found, np.quantile(magnitudes, quantiles), rtol=1e-12)
+    else:
+        assert np.isnan(found).all()
+
+
+@settings(max_examples=50)
+@given(
+    hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-(2.0**100), 2.0**100, width=32)),
+    st.lists(st.floats(0, 1), min_size=1, max_size=4),
+    st.integers(1, 60),
+)
+def test_quantiles_of_float32_are_those_of_numpy(values: np.ndarray, quantiles: list[float], cut: int) -> None:
+    magnitudes = np.abs(values[values != 0].astype(np.float64))
+    found = nonzero_quantiles_of_float32(lambda: iter([values[:cut], values[cut:]]), tuple(quantiles))
     if magnitudes.size:
         np.testing.assert_allclose(found, np.quantile(magnitudes, quantiles), rtol=1e-12)
     else:
