@@ -15,7 +15,7 @@ SOURCES = {
     "entropy": "Shannon CE (1948). A mathematical theory of communication. Bell Syst Tech J 27:379–423.",
     "unit": "Willmore B, Tolhurst DJ (2001). Characterizing the sparseness of neural codes. Network 12:255–270.",
 }
-_SAID = {
+SAID = {
     "gini": "the Gini index of the magnitudes (Hurley & Rickard 2009; high where few units carry the activity)",
     "l_eps": "Lε, the share of units whose magnitude exceeds ε (low where few units are active)",
     "l0": "L0, the share of units that are not zero",
@@ -42,7 +42,7 @@ def sentences(analysis: Analysis, reference_images: int) -> str:
         analysis: settings of the study.
         reference_images: training images that ε is chosen on.
     """
-    words = [f"For each image and layer we computed {listing([_SAID[name] for name in analysis.metrics])}."]
+    words = [f"For each image and layer we computed {listing([SAID[name] for name in analysis.metrics])}."]
     if "l_eps" in analysis.metrics:
         epsilon = analysis.epsilon
         words.append(
