@@ -20,6 +20,7 @@ from fluence.store.histograms import NUM_BINS, Histograms
 
 _SIGN, _INFINITE = 0x8000, 0x7C00  # bit of the sign; magnitudes from here on are infinite or NaN
 _SORTED_BELOW = 2048  # units of rows whose values are sorted: visiting the bins would take longer
+_NEAR = 1 << 13  # values that stay in the nearest cache while they are passed twice
 _BLOCK_BINS = 256  # bins that are summed before their sum is added to the others: rounding does not pile up
 _CHUNK_VALUES = 1 << 20  # values held as float64 at one time (8 MiB, and twice as much beside them)
 _ZEROS, _ABS, _SQUARES, _SUM, _RANKED, _ABS_LOG, _SMALLEST, _LARGEST, _SECOND, _FOURTH = range(10)
@@ -233,14 +234,16 @@ def _count(rows, table, bits, counts, start):
         row = rows[r]
         largest = np.uint16(0)  # of the bits of non-negative values
         negative = np.uint16(0)  # of the bits of all
-        for i in range(num_units):
-            negative = max(negative, row[i])
-            largest = max(largest, row[i] if row[i] < np.uint16(_SIGN) else np.uint16(0))
-        for i in range(0, num_units - 1, 2):
-            table[row[i]] += np.uint32(1)
-            table[half + np.int64(row[i + 1])] += np.uint32(1)
-        if num_units % 2:
-            table[row[num_units - 1]] += np.uint32(1)
+        for first in range(0, num_units, _NEAR):
+            near = row[first : first + _NEAR]
+            for i in range(near.size):
+                negative = max(negative, near[i])
+                largest = max(largest, near[i] if near[i] < np.uint16(_SIGN) else np.uint16(0))
+            for i in range(0, near.size - 1, 2):
+                table[near[i]] += np.uint32(1)
+                table[half + np.int64(near[i + 1])] += np.uint32(1)
+            if near.size % 2:
+                table[near[near.size - 1]] += np.uint32(1)
         for first, end in ((0, np.int64(largest) + 1), (_SIGN, np.int64(negative) + 1)):
             for one in range(first, end):  # without a branch: nobody can foretell which bins are empty
                 total = table[one] + table[half + one]

@@ -25,6 +25,7 @@ from analysis.layers import Plan, choose_reference, measure_block, measure_units
 from analysis.partial import PartialMetrics, Piece, Reference, source_stamp
 from analysis.sparsity import NonFinite
 from analysis.walk import Shares, num_threads, read_ahead, steps
+from fluence.allocator import keep_freed_memory
 from fluence.errors import ArtifactError
 from fluence.layout import Layout, Run
 from fluence.store.activations import Activations, LayerInfo
@@ -73,6 +74,7 @@ def measure(
             values.
         Interrupted: `stop` answered True; what is done is kept.
     """
+    keep_freed_memory()  # blocks come and go
     with ExitStack() as open_files:
         source = open_files.enter_context(Activations(layout.activations(run.id)))
         _refuse_unusable(source, run, layout)
@@ -91,10 +93,10 @@ def measure(
             raise
         if rank:
             return
-        for layer in source.layers:  # what others have measured, and what is damaged of it
+        for layer in source.layers:
             if layer not in own:
                 partial.wait_for(layer, work.needs_units)
-            work.do(layer)
+                work.do(layer)  # what is damaged of it
         _write(run, layout, work, key)
     partial.remove()
 

@@ -13,13 +13,15 @@ tell each other by these files what they have done.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -34,8 +36,7 @@ _FORMAT = 2
 _SAVE_EVERY_S = 5.0
 _SAVE_BYTES = 64 << 20  # of histograms that are held in memory
 _POLL_S = 2.0
-_EPSILON, _METRIC, _HISTOGRAM = "epsilon", "metric/", "histogram/"
-_DIGEST_BYTES = hashlib.sha256().digest_size
+_EPSILON, _NAMES, _METRICS, _HISTOGRAM = "epsilon", "names", "metrics", "histogram/"
 Arrays = dict[str, np.ndarray]
 
 
@@ -125,21 +126,19 @@ class PartialMetrics:
 
     def metrics_of(self, layer: LayerInfo) -> Arrays:
         """The metrics of a layer's finished images, from the first on; empty if there are none."""
-        return Piece.joined([Piece(piece.metrics) for piece in self.pieces_of(layer)]).metrics
+        return Piece.joined(list(self.pieces_of(layer, with_histograms=False))).metrics
 
-    def pieces_of(self, layer: LayerInfo) -> Iterator[Piece]:
+    def pieces_of(self, layer: LayerInfo, *, with_histograms: bool = True) -> Iterator[Piece]:
         """The pieces of a layer that follow each other from the first image on; what lies behind a gap is removed."""
         spans, done = self._spans(layer), 0
         for position, (start, stop) in enumerate(spans):
-            arrays = _read(self._path(layer, f"{start}-{stop}")) if start == done else None
+            skip = "\n" if with_histograms else _HISTOGRAM
+            arrays = _read(self._path(layer, f"{start}-{stop}"), skip) if start == done else None
             if arrays is None:
                 for gone in spans[position:]:
                     self._path(layer, f"{gone[0]}-{gone[1]}").unlink(missing_ok=True)
                 return
-            yield Piece(
-                {name.removeprefix(_METRIC): arrays[name] for name in arrays if name.startswith(_METRIC)},
-                _histograms(arrays),
-            )
+            yield Piece(dict(zip(arrays[_NAMES].tolist(), arrays[_METRICS], strict=True)), _histograms(arrays))
             done = stop
 
     def num_images_of(self, layer: LayerInfo) -> int:
@@ -212,7 +211,8 @@ class PartialMetrics:
 
     def _save(self, layer: LayerInfo, stop: int) -> None:
         piece = Piece.joined(self._held)
-        arrays = {f"{_METRIC}{name}": values for name, values in piece.metrics.items()}
+        metrics = np.array([values.astype(np.float64) for values in piece.metrics.values()])
+        arrays = {_NAMES: np.array(list(piece.metrics)), _METRICS: metrics}
         _write(self._path(layer, f"{stop - piece.num_images}-{stop}"), arrays | _arrays(piece.histograms))
         self._held, self._saved = [], time.monotonic()
         if self._tells:
@@ -281,25 +281,47 @@ def _histograms(arrays: Arrays) -> Histograms | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
-    content = buffer.getbuffer()
+    """A line of JSON with name, type, shape and checksum of each array, the checksum of that line, and the arrays."""
+    contents = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays.values()]
+    facts = [
+        [name, array.dtype.str, array.shape, zlib.crc32(content)]
+        for (name, array), content in zip(arrays.items(), contents, strict=True)
+    ]
+    header = json.dumps(facts).encode()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(hashlib.sha256(content).digest())
-        file.write(content)
+        file.write(b"%08x%s\n" % (zlib.crc32(header), header))
+        for content in contents:
+            file.write(content)
 
 
-def _read(path: Path) -> Arrays | None:
+def _read(path: Path, skip: str = "\n") -> Arrays | None:
+    """The arrays whose name does not begin with `skip`; None if there is no such file, or if it is damaged."""
     try:
-        found = memoryview(path.read_bytes())
+        with path.open("rb") as file:
+            arrays = _arrays_of(file, skip)
     except FileNotFoundError:
         return None
     except OSError as error:
         print(f"{path}: cannot be read ({error.strerror}); this piece is measured again", flush=True)
         return None
-    digest, content = found[:_DIGEST_BYTES], found[_DIGEST_BYTES:]
-    if hashlib.sha256(content).digest() != digest:
+    if arrays is None:
         print(f"{path}: damaged; this piece is measured again", flush=True)
+    return arrays
+
+
+def _arrays_of(file: BinaryIO, skip: str) -> Arrays | None:
+    """None if a checksum does not fit."""
+    line, arrays = file.readline(), {}
+    digest, header = line[:8], line[8:-1]
+    if digest != b"%08x" % zlib.crc32(header) or line[-1:] != b"\n":
         return None
-    with np.load(io.BytesIO(content)) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    for name, kind, shape, checksum in json.loads(header):
+        num_bytes = np.dtype(kind).itemsize * int(np.prod(shape))
+        if name.startswith(skip):
+            file.seek(num_bytes, os.SEEK_CUR)
+            continue
+        content = file.read(num_bytes)
+        if len(content) != num_bytes or zlib.crc32(content) != checksum:
+            return None
+        arrays[name] = np.frombuffer(content, kind).reshape(shape)
+    return arrays if file.read(1) == b"" else None

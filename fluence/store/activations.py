@@ -274,7 +274,8 @@ class Activations:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = file = open_checked(path, KIND, FORMAT)
+        # Without a cache of chunks, what is asked for is read from its place, and not all that lies around it.
+        self._file = file = open_checked(path, KIND, FORMAT, rdcc_nbytes=0)
         self.attributes = read_header(file)
         self.image_ids = file["image_id"].asstr()[:]
         self.reference_ids = file["reference_id"].asstr()[:]
