@@ -1,4 +1,4 @@
-"""Measuring against its peers: reading the same file, a Gini index by numpy.sort, and the metrics from kept histograms.
+"""Measuring against its peers: reading the same file, a Gini index by numpy.sort, and metrics from kept histograms.
 
     python benchmarks/measure.py --size 224 --gigabytes 2
     python benchmarks/measure.py --size 224 --gigabytes 20 --peers ours --rounds 1     memory does not grow
@@ -6,7 +6,8 @@
 The activations are invented: those of VGG16's convolutions on images of --size px, after a ReLU, half of them zero.
 Each
 contestant is a process of its own, in turn, on --cores processors; the figures are medians over the rounds, the peak is
-that of the process. Cold means that the file was put out of the page cache before.
+that of the process. `count` and `sort` work on arrays in memory, all metrics against a Gini index alone. Cold means
+that the file was put out of the page cache before.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from pathlib import Path
 import numpy as np
 
 from analysis.measure import measure
+from analysis.sparsity import sparsity
 from fluence.layout import Layout, Run
 from fluence.store.activations import Activations, ActivationWriter, LayerInfo
 from fluence.study import Epsilon
 
 RUN = Run("vgg16", "all", 0, "vgg16-all-s0-00000000")
 BLOCKS = ((64, 2, 1), (128, 2, 2), (256, 3, 4), (512, 3, 8), (512, 3, 16))  # channels, layers, stride
-SORTED_BYTES = 50e6  # what is sorted of each layer; its time is scaled up
+SOME_BYTES = 30e6  # of each layer that are counted or sorted in memory; the time is scaled up
 OTHER = Epsilon(quantiles=(0.1, 0.3, 0.5, 0.7, 0.9), report=0.5)
 
 
@@ -115,10 +117,10 @@ def _block(
 # ── Those who take part; each gives its seconds, of the clock and of the processors ─────────────────────────────
 
 
-def _timed(work: Callable[[], float | None]) -> tuple[float, float]:
+def _timed(work: Callable[[], object]) -> tuple[float, float]:
     clock, processor = time.perf_counter(), time.process_time()
-    factor = work() or 1.0
-    return factor * (time.perf_counter() - clock), factor * (time.process_time() - processor)
+    work()
+    return time.perf_counter() - clock, time.process_time() - processor
 
 
 def ours(layout: Layout) -> tuple[float, float]:
@@ -161,22 +163,37 @@ def _read(layout: Layout) -> None:
                 source.read(layer.name, start, start + step)
 
 
+def count(layout: Layout) -> tuple[float, float]:
+    """All metrics of arrays in memory, in one thread."""
+    thresholds = np.array([0.1, 0.5, 1.0])
+    return _in_memory(layout, lambda values: sparsity(values, thresholds))
+
+
 def sort(layout: Layout) -> tuple[float, float]:
-    """A Gini index alone, by numpy.sort and sums in float64, of the first images; scaled to all."""
-    return _timed(lambda: _sort(layout))
+    """A Gini index alone, of arrays in memory, by numpy.sort and a sum in float64."""
+    return _in_memory(layout, _sorted_gini)
 
 
-def _sort(layout: Layout) -> float:
-    done = total = 0
+def _sorted_gini(values: np.ndarray) -> list[float]:
+    weights = 2.0 * np.arange(1, values.shape[1] + 1) - values.shape[1] - 1
+    rows = (np.sort(row).astype(np.float64) for row in np.abs(values))
+    return [float(row @ weights / (len(row) * row.sum())) for row in rows]
+
+
+def _in_memory(layout: Layout, work: Callable[[np.ndarray], object]) -> tuple[float, float]:
+    """Seconds for the first images of each layer, read before; scaled up to all images."""
+    clock = processor = 0.0
     with Activations(layout.activations(RUN.id)) as source:
         for layer in source.layers:
-            some = max(1, min(len(source.image_ids), int(SORTED_BYTES / (2 * layer.num_units))))
-            weights = 2.0 * np.arange(1, layer.num_units + 1) - layer.num_units - 1
-            for image in range(some):
-                ascending = np.sort(np.abs(source.read(layer.name, image, image + 1)[0])).astype(np.float64)
-                ascending @ weights / (layer.num_units * ascending.sum())
-            done, total = done + some * layer.num_units, total + len(source.image_ids) * layer.num_units
-    return total / done
+            some = max(1, min(len(source.image_ids), int(SOME_BYTES / (2 * layer.num_units))))
+            values = source.read(layer.name, 0, some)
+            work(values[:1])
+            seconds = _timed(lambda values=values: work(values))
+            clock, processor = (
+                total + one * len(source.image_ids) / some
+                for total, one in zip((clock, processor), seconds, strict=True)
+            )
+    return clock, processor
 
 
 def _forget(path: Path) -> None:
@@ -192,6 +209,7 @@ PEERS: dict[str, Callable[[Layout], tuple[float, float]]] = {
     "other-epsilon": other_epsilon,
     "read": read,
     "read-cold": read_cold,
+    "count": count,
     "sort": sort,
 }
 
@@ -221,7 +239,7 @@ def _print(found: dict[str, list[tuple[float, float, float]]], gigabytes: float)
         clock, processor, peak = (statistics.median(column) for column in zip(*rounds, strict=True))
         speed, per_core = gigabytes / clock, gigabytes / processor
         print(f"{name:14} {clock:8.2f} {processor:13.2f} {speed:6.2f} {per_core:13.2f} {peak:8.0f}")
-    for above, below in (("sort", "ours"), ("ours-cold", "read-cold"), ("ours", "read")):
+    for above, below in (("sort", "count"), ("ours", "read"), ("ours-cold", "read-cold")):
         if above in found and below in found:
             ratios = [
                 [a[column] / b[column] for a, b in zip(found[above], found[below], strict=True)] for column in (0, 1)
