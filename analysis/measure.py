@@ -84,6 +84,8 @@ def measure(
         kept = _kept(run, layout, source, open_files)
         shares = open_files.enter_context(Shares(num_threads()))
         work = _Work(source, epsilon, sparsity or SparsityMetrics(), partial, kept, shares, layout.activations(run.id))
+        if read := sum(work.is_read_from_histograms(layer) for layer in own):
+            print(f"{run.label}: reads the histograms of {read} layers, not their activations", flush=True)
         try:
             for layer in own:
                 work.do(layer)
@@ -109,8 +111,10 @@ class _Work:
     """What the measuring of a run consists of: each layer's ε, its metrics, and those of its units.
 
     Attributes:
+        source: the activations.
+        partial: what is finished.
+        kept: histograms from an earlier measuring.
         needs_units: whether units are measured over the images.
-        reads_histograms: whether no layer has to be counted.
     """
 
     def __init__(
@@ -234,7 +238,6 @@ def _kept(run: Run, layout: Layout, source: Activations, open_files: ExitStack) 
     same = kept.made_from == source_stamp(layout, run, source)
     if not same or not np.array_equal(kept.image_ids, source.image_ids):
         return None
-    print(f"{run.label}: reads the histograms of {len(kept.layers)} layers, not their activations", flush=True)
     return kept
 
 

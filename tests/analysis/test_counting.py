@@ -203,7 +203,9 @@ def test_layers_of_float32_are_sorted_and_nearly_the_same(tmp_path: Path) -> Non
     np.testing.assert_allclose(found["value"], expected["value"], rtol=1e-12, atol=1e-12)
 
 
-def test_maps_and_positions_are_measured_where_there_are_any(tmp_path: Path) -> None:
+def test_maps_and_positions_are_measured_where_there_are_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = values_of(10)
     layout = write(tmp_path, values)
     measure(RUN, layout, EPSILON, key="first")  # the histograms do not tell places apart
@@ -215,6 +217,7 @@ def test_maps_and_positions_are_measured_where_there_are_any(tmp_path: Path) -> 
         np.testing.assert_array_equal(wide[layer.name, "gini_map"], gini_of_maps(stored, layer.shape))
         np.testing.assert_array_equal(wide[layer.name, "gini_position"], gini_of_positions(stored, layer.shape))
     assert {layer for layer, metric in wide.columns if metric == "gini_map"} == {"conv1", "conv2"}
+    assert capsys.readouterr().out == ""
 
 
 def test_units_have_a_table_of_their_own_that_survives_a_stop(tmp_path: Path) -> None:
