@@ -78,10 +78,11 @@ def measure(
     with ExitStack() as open_files:
         source = open_files.enter_context(Activations(layout.activations(run.id)))
         _refuse_unusable(source, run, layout)
-        partial = PartialMetrics(run, layout, source, key, stop, tells=rank == 0)
+        kept = _kept(run, layout, source, open_files)
+        made = f"{key} {'from histograms' if kept else 'from activations'}"
+        partial = PartialMetrics(run, layout, source, key, stop, made=made, tells=rank == 0)
         own = source.layers[rank::world_size]
         partial.begin(own)
-        kept = _kept(run, layout, source, open_files)
         shares = open_files.enter_context(Shares(num_threads()))
         work = _Work(source, epsilon, sparsity or SparsityMetrics(), partial, kept, shares, layout.activations(run.id))
         if read := sum(work.is_read_from_histograms(layer) for layer in own):
@@ -133,7 +134,7 @@ class _Work:
 
     def plan(self, layer: LayerInfo) -> Plan:
         """How a layer is measured."""
-        dtype = self.source.read(layer.name, 0, 0).dtype
+        dtype = _dtype(self.source, layer)
         quantiles = () if layer.kind == GATE else self._epsilon.quantiles
         return Plan(layer, quantiles, self._sparsity.per, dtype.itemsize, is_kept(layer, dtype))
 
@@ -235,20 +236,22 @@ def _kept(run: Run, layout: Layout, source: Activations, open_files: ExitStack) 
     except ArtifactError as error:
         print(f"{error}: it is counted again", flush=True)
         return None
-    same = kept.made_from == source_stamp(layout, run, source)
-    if not same or not np.array_equal(kept.image_ids, source.image_ids):
-        return None
-    return kept
+    needed = {layer.name for layer in source.layers if is_kept(layer, _dtype(source, layer))}
+    is_same = kept.made_from == source_stamp(layout, run, source) and needed <= kept.layers
+    return kept if is_same and np.array_equal(kept.image_ids, source.image_ids) else None
+
+
+def _dtype(source: Activations, layer: LayerInfo) -> np.dtype:
+    return source.read(layer.name, 0, 0).dtype
 
 
 # ── Writing ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _write(run: Run, layout: Layout, work: _Work, key: str) -> None:
-    """Writes every table, the one whose existence means that all are there last."""
+    """Writes every table, and then the histograms: once they are there, a later measuring reads them."""
     source, partial = work.source, work.partial
     thresholds = [_thresholds(work.plan(layer), work.reference(work.plan(layer)), source) for layer in source.layers]
-    _write_histograms(run, layout, work)
     if work.needs_units:
         units = (_of_units(layer, partial.units_of(layer) or {}) for layer in source.layers)
         write_tables(layout.unit_metrics(run.id), units, {"kind": "unit metrics", "format": 1, "key": key})
@@ -257,13 +260,14 @@ def _write(run: Run, layout: Layout, work: _Work, key: str) -> None:
     write_table(layout.epsilon(run.id), pd.concat([table for table in thresholds if len(table)] or thresholds[:1]))
     layers = (_long(source.image_ids, layer.name, partial.metrics_of(layer)) for layer in source.layers)
     write_tables(layout.metrics(run.id), _and(layers, _probes(source)), {"kind": "metrics", "format": 2, "key": key})
+    _write_histograms(run, layout, work)
 
 
 def _write_histograms(run: Run, layout: Layout, work: _Work) -> None:
     """Keeps the histograms of what was counted; those that were read stay as they are."""
     source, path = work.source, layout.histograms(run.id)
     layers = [layer for layer in source.layers if work.plan(layer).keeps]
-    if work.kept is not None and {layer.name for layer in layers} <= work.kept.layers:
+    if work.kept is not None:
         return
     if not layers:
         path.unlink(missing_ok=True)

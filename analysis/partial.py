@@ -89,15 +89,24 @@ class PartialMetrics:
         source: its activations.
         key: hash of what determines the metrics.
         stop: asked after every block.
+        made: what else determines the pieces; the key if empty.
         tells: whether this process says how far the run has come; of several processes one does.
     """
 
     def __init__(
-        self, run: Run, layout: Layout, source: Activations, key: str, stop: Callable[[], bool], tells: bool = True
+        self,
+        run: Run,
+        layout: Layout,
+        source: Activations,
+        key: str,
+        stop: Callable[[], bool],
+        *,
+        made: str = "",
+        tells: bool = True,
     ) -> None:
         self._run, self._layout, self._key, self._stop, self._tells = run, layout, key, stop, tells
         self._layers, self._num_images = source.layers, len(source.image_ids)
-        made_from = json.dumps([_FORMAT, key, source_stamp(layout, run, source)])
+        made_from = json.dumps([_FORMAT, made or key, source_stamp(layout, run, source)])
         self._made_from = hashlib.sha256(made_from.encode()).hexdigest()[:16]
         self._held: list[Piece] = []
         self._saved = time.monotonic()

@@ -136,6 +136,18 @@ def test_reading_histograms_is_stopped_and_continued(tmp_path: Path) -> None:
     assert bytes_of(layout) == fresh(tmp_path, OTHER)
 
 
+def test_histograms_that_vanish_half_way_are_counted_again(tmp_path: Path) -> None:
+    layout = write(tmp_path, values_of(10))
+    measure(RUN, layout, EPSILON, key="first")
+    with pytest.raises(Interrupted):
+        measure(RUN, layout, OTHER, key="k", stop=after(2))
+    layout.histograms(RUN.id).unlink()
+    measure(RUN, layout, OTHER, key="k")
+    assert bytes_of(layout) == fresh(tmp_path, OTHER)
+    with HistogramFile(layout.histograms(RUN.id)) as file:
+        assert file.layers == {"conv1", "conv2"}
+
+
 def test_histograms_of_other_activations_are_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Mistake: a cache keyed by a name, not by what made it."""
     layout = write(tmp_path, values_of(10, seed=4))

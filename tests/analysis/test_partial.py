@@ -254,7 +254,7 @@ def test_no_bit_that_flips_goes_unnoticed(half: Layout, place: float, bit: int) 
     flipped = bytearray(whole)
     flipped[int(place * len(whole))] ^= 1 << bit
     with Activations(half.activations(RUN.id)) as source:
-        partial = PartialMetrics(RUN, half, source, "k", lambda: False)
+        partial = PartialMetrics(RUN, half, source, "k", lambda: False, made="k from activations")
         path.write_bytes(flipped)
         assert list(partial.pieces_of(source.layers[0])) == []
         path.write_bytes(whole)
