@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from analysis.gates import GATE, gate_metrics
 from analysis.histogram import nonzero_quantiles, nonzero_quantiles_of_float32
 from analysis.partial import Piece, Reference
 from analysis.places import gini_of_maps, gini_of_positions, has_places, lifetime_sparsity
-from analysis.sparsity import counted, sparsity, sparsity_of_histograms
+from analysis.sparsity import NonFinite, counted, require_rows, sparsity, sparsity_of_histograms
 from analysis.walk import steps
 from fluence.store.activations import Activations, LayerInfo
 from fluence.store.histograms import HistogramFile, Histograms
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,38 @@ def quantile_name(quantile: float) -> str:
 
 
 def choose_reference(source: Activations, plan: Plan, kept: HistogramFile | None) -> Reference:
-    """ε of one layer, from the histograms of its reference images or from the images themselves."""
+    """ε of one layer, from the histograms of its reference images or from the images themselves.
+
+    Raises:
+        NonFinite: a value of a reference image is NaN or infinite.
+    """
     name = plan.layer.name
     spans = list(steps(0, len(source.reference_ids), plan.bytes_per_image))
     if plan.bytes_per_value != 2:
-
-        def blocks() -> Iterator[np.ndarray]:
-            return (source.reference(name, *span) for span in spans)
-
-        return Reference(nonzero_quantiles_of_float32(blocks, plan.quantiles))
+        return Reference(
+            nonzero_quantiles_of_float32(
+                lambda: (_reference(source, name, span, _finite) for span in spans), plan.quantiles
+            )
+        )
     if kept is not None and name in kept.layers:
         histograms = kept.reference(name)
     else:
-        histograms = Histograms.joined([counted(source.reference(name, start, stop)) for start, stop in spans])
+        histograms = Histograms.joined([_reference(source, name, span, counted) for span in spans])
     return Reference(nonzero_quantiles(histograms, plan.quantiles), histograms if plan.keeps else None)
+
+
+def _reference(source: Activations, layer: str, span: tuple[int, int], use: Callable[[np.ndarray], Result]) -> Result:
+    """Some reference images' values, used; the row of an error is counted over all reference images."""
+    values = source.reference(layer, *span)
+    try:
+        return use(values)
+    except NonFinite as error:
+        raise NonFinite(error.count, span[0] + error.first_row, values.size) from error
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    require_rows(values)
+    return values
 
 
 def choose_epsilon(reference: np.ndarray, quantiles: tuple[float, ...]) -> np.ndarray:

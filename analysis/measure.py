@@ -165,7 +165,13 @@ class _Work:
         """ε of a layer, chosen now if it is not yet."""
         found = self.partial.reference_of(plan.layer)
         if found is None:
-            found = choose_reference(self.source, plan, self.kept)
+            try:
+                found = choose_reference(self.source, plan, self.kept)
+            except NonFinite as error:
+                raise NotMeasurable(
+                    f"{self._path}: layer {plan.layer.name}: {error.count} values are NaN or infinite, first in "
+                    f"reference image {self.source.reference_ids[error.first_row]}; extract this run again"
+                ) from error
             self.partial.keep_reference(plan.layer, found)
         return found
 

@@ -291,7 +291,7 @@ def _histograms(arrays: Arrays) -> Histograms | None:
 
 def _write(path: Path, arrays: Arrays) -> None:
     """A line of JSON with name, type, shape and checksum of each array, the checksum of that line, and the arrays."""
-    contents = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays.values()]
+    contents = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays.values()]
     facts = [
         [name, array.dtype.str, array.shape, zlib.crc32(content)]
         for (name, array), content in zip(arrays.items(), contents, strict=True)

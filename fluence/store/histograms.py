@@ -35,8 +35,8 @@ from fluence.store.packed import open_checked, read_header, write_header
 FORMAT = 1
 KIND = "histograms"
 NUM_BINS = 1 << 16
-SMALLEST_COUNTED = 8192
-"""Units of the smallest layer whose histograms are kept: below it they are no smaller than the layer itself."""
+SMALLEST_COUNTED = 16_384
+"""Units of the smallest layer whose histograms are kept: below it they are hardly smaller than the layer itself."""
 _CHUNK_BINS = 1 << 17
 _SLACK_BYTES = 8 * 2**20  # for what HDF5 itself keeps
 

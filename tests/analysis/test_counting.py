@@ -332,6 +332,18 @@ def test_the_first_process_learns_why_another_could_not(tmp_path: Path) -> None:
 # ── Bad input ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("float32_layers", [frozenset(), frozenset({"conv2", "mu"})])
+@pytest.mark.parametrize("layer", ["conv2", "mu"])
+def test_reference_images_with_nan_are_named(tmp_path: Path, layer: str, float32_layers: frozenset[str]) -> None:
+    layout = write(tmp_path, values_of(3), float32_layers=float32_layers)
+    with h5py.File(layout.activations(RUN.id), "r+") as file:
+        file[f"reference/{layer}"][1, 2:4] = np.nan
+    said = rf"4d\.h5: layer {layer}: 2 values are NaN or infinite, first in reference image r1; extract this run again"
+    with pytest.raises(ArtifactError, match=said):
+        measure(RUN, layout, EPSILON, key="k")
+    assert not layout.partial_metrics(RUN.id).exists()
+
+
 def test_no_image_is_an_error(tmp_path: Path) -> None:
     layout = write(tmp_path, values_of(3))
     with h5py.File(layout.activations(RUN.id), "r+") as file:

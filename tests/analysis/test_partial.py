@@ -292,7 +292,7 @@ def test_killed_at_any_moment(tmp_path: Path, blocks: list[int], monkeypatch: py
     told = lines.count("kept\n")
     assert told >= number
     monkeypatch.setattr(walk, "BLOCK_BYTES", 1)
-    monkeypatch.setattr(histograms, "SMALLEST_COUNTED", 8192)
+    monkeypatch.setattr(histograms, "SMALLEST_COUNTED", 16_384)
     measure(RUN, layout, EPSILON, key="k")
     assert len(blocks) in (2 * num_images - told, 2 * num_images - told - 1)  # one more may be kept than was told
     continued = layout.metrics(RUN.id).read_bytes()

@@ -133,7 +133,7 @@ def test_truncated_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_only_large_float16_layers_are_kept() -> None:
-    large, small = (LayerInfo("conv1", (units,), "post", "conv") for units in (8192, 8191))
+    large, small = (LayerInfo("conv1", (units,), "post", "conv") for units in (16_384, 16_383))
     assert is_kept(large, np.dtype("float16"))
     assert not is_kept(small, np.dtype("float16"))
     assert not is_kept(large, np.dtype("float32"))

@@ -38,13 +38,13 @@ def test_parameters_and_units_are_those_of_the_network(kind: dict[str, object]) 
 
 
 def test_histograms_of_large_layers_take_space() -> None:
-    """8 maps of 64 × 64 are 32,768 units; the layers behind it have fewer than 8,192 or exactly as many."""
+    """8 maps of 64 × 64 are 32,768 units; the layers behind have fewer than 16,384, or exactly as many."""
     small = study()
     large = small.model_copy(update={"data": small.data.model_copy(update={"image_size_px": 128})})
     units = [layer.num_units for layer in build(large.models["m"], 128, seed=0).recordable]
     assert units[0] == 32_768
-    assert min(units) < 8192
-    assert model_cost(large, large.models["m"]).num_bins == sum(number // 3 for number in units if number >= 8192)
+    assert min(units) < 16_384
+    assert model_cost(large, large.models["m"]).num_bins == sum(number // 3 for number in units if number >= 16_384)
     assert model_cost(small, small.models["m"]).num_bins == 0
 
 
