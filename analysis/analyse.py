@@ -138,7 +138,8 @@ def _load_run(study: Study, layout: Layout, run: Run, rated: pd.DataFrame) -> Me
     scored = rated.index if run.group == ALL else rated.index[rated["group"] == run.group]
     metrics = load_metrics(layout.metrics(run.id), scored)
     epsilon = read_table(layout.epsilon(run.id))
-    return Measured(feature_matrix(metrics, study.analysis.epsilon.report), sweep_matrix(metrics), epsilon)
+    features = feature_matrix(metrics, study.analysis.epsilon.report, study.analysis.metrics)
+    return Measured(features, sweep_matrix(metrics), epsilon)
 
 
 def _tables(

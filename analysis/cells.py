@@ -5,6 +5,7 @@ A scorer is `general` (a model trained on all groups) or `own-group` (each image
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from analysis.statistics import (
     smallest_detectable_r2,
     why_untestable,
 )
-from analysis.tables import Design, covariate_design
+from analysis.tables import DEFAULT_METRICS, Design, covariate_design, reported_metrics
 from fluence.study import Analysis
 
 
@@ -203,12 +204,14 @@ def _partial(features: pd.DataFrame, sample: Sample, analysis: Analysis, pearson
     return table.assign(reason=np.where(unusable, pearson["reason"], reasons))
 
 
-def predictor_sets(features: pd.DataFrame, report_quantile: float) -> dict[str, pd.DataFrame]:
+def predictor_sets(
+    features: pd.DataFrame, report_quantile: float, chosen: Sequence[str] = DEFAULT_METRICS
+) -> dict[str, pd.DataFrame]:
     """The sets of predictors that are compared: each family of metrics over all layers, and all together."""
     layers, metrics = (features.columns.get_level_values(level) for level in ("layer", "metric"))
     sets = {
-        "gini": features.loc[:, metrics == "gini"],
-        "l_eps": features.loc[:, metrics == f"l_eps_fraction_{quantile_name(report_quantile)}"],
+        family: features.loc[:, metrics == name] for name, family in reported_metrics(report_quantile, chosen).items()
+    } | {
         "gates": features.loc[:, metrics.isin(list(REPORTED))],
         "reconstruction": features.loc[:, layers == RECONSTRUCTION],
         "sharpness": features.loc[:, layers == LOSS],
@@ -218,7 +221,7 @@ def predictor_sets(features: pd.DataFrame, report_quantile: float) -> dict[str, 
 
 def _regressions(features: pd.DataFrame, sample: Sample, analysis: Analysis) -> pd.DataFrame:
     """A row per set of predictors; a set that cannot be judged keeps its row, with the reason."""
-    sets = predictor_sets(features, analysis.epsilon.report)
+    sets = predictor_sets(features, analysis.epsilon.report, analysis.metrics)
     table = pd.DataFrame([{"predictors": name} | _regression(one, sample, analysis) for name, one in sets.items()])
     known = table["reason"].eq("")
     for p in ("p_delta", "p_metrics"):

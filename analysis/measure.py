@@ -2,29 +2,38 @@
 
     image_id, layer, metric, value          metrics/<run>.parquet
     layer, quantile, epsilon, num_reference metrics/<run>.epsilon.csv
+    histograms of each image and layer      metrics/<run>.histograms.h5   (fluence.store.histograms)
+    layer, unit, gini, …                    metrics/<run>.units.parquet   if the study asks for it
 
-Metrics of a layer are `gini`, and `l_eps_count_qNN` and `l_eps_fraction_qNN` for each quantile NN of the ε rule; gates
-have those of `analysis.gates` in the place of L_ε. The layer `reconstruction` holds the errors of each image's
-reconstruction, the layer `loss` its sharpness and the norm of its gradient, if they were recorded. Memory does not grow
-with the images.
+Metrics of a layer are those of `analysis.sparsity.METRICS`, and `l_eps_count_qNN` and `l_eps_fraction_qNN` for each
+quantile NN of the ε rule; gates have `gini` and those of `analysis.gates`. The layer `reconstruction` holds the errors
+of each image's reconstruction, the layer `loss` its sharpness and the norm of its gradient, if they were recorded.
+Memory does not grow with the number of units, and with the images only by their metrics.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from analysis.gates import GATE, gate_metrics
-from analysis.partial import MeasuredLayer, PartialMetrics
-from analysis.sparsity import NonFinite, gini, l_epsilon
+from analysis.gates import GATE
+from analysis.layers import Plan, choose_reference, measure_block, measure_units, quantile_name
+from analysis.partial import PartialMetrics, Piece, Reference, source_stamp
+from analysis.sparsity import NonFinite
+from analysis.walk import Shares, num_threads, read_ahead, steps
+from fluence.allocator import keep_freed_memory
 from fluence.errors import ArtifactError
 from fluence.layout import Layout, Run
 from fluence.store.activations import Activations, LayerInfo
-from fluence.store.files import write_table
-from fluence.study import Epsilon
+from fluence.store.files import write_table, write_tables
+from fluence.store.histograms import HistogramFile, Histograms, HistogramWriter, is_kept
+from fluence.study import Epsilon, SparsityMetrics
+
+__all__ = ["LOSS", "LOSS_PROBES", "RECONSTRUCTION", "measure", "quantile_name"]
 
 RECONSTRUCTION = "reconstruction"
 """The layer that each image's errors are filed under."""
@@ -32,118 +41,271 @@ LOSS = "loss"
 """The layer that `LOSS_PROBES` are filed under: they tell how an image's loss lies, not what a layer says."""
 LOSS_PROBES = ("sharpness", "gradient_norm")
 
-_BLOCK_BYTES = 32 << 20  # of stored values; sorting and comparing them takes a few times as much
-_CHUNK_IMAGES = 32  # images per chunk of the file: smaller steps would read chunks twice
 
-
-def measure(run: Run, layout: Layout, epsilon: Epsilon, *, key: str, stop: Callable[[], bool] = lambda: False) -> None:
+def measure(
+    run: Run,
+    layout: Layout,
+    epsilon: Epsilon,
+    sparsity: SparsityMetrics | None = None,
+    *,
+    key: str,
+    stop: Callable[[], bool] = lambda: False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
     """Measures every layer of every image and writes the metrics, after the ε that was used.
 
     One that was interrupted continues behind its last finished block of images, and ends with the same bits as an
-    undisturbed one.
+    undisturbed one. If the histograms of the same activations are there, they are read in the place of the layers that
+    they were counted from. Several processes share the layers; the first waits for the others and writes the tables.
 
     Args:
         run: the run; its activations are finished.
         layout: the study's folder.
         epsilon: the rule that chooses ε on the reference images.
+        sparsity: over what sparsity is measured.
         key: hash of what determines the metrics; kept in the file.
         stop: asked after every block.
+        rank: number of this process, from 0.
+        world_size: number of processes that share the layers.
 
     Raises:
-        ArtifactError: the activations are missing or damaged, or hold NaN or infinite values.
+        ArtifactError: the activations are missing, damaged, of another run or of no image, or hold NaN or infinite
+            values.
         Interrupted: `stop` answered True; what is done is kept.
     """
-    path = layout.activations(run.id)
-    with Activations(path) as source:
-        partial = PartialMetrics(run, layout, source, key, stop)
-        measured = {layer.name: _measure_layer(source, layer, epsilon, partial, path) for layer in source.layers}
-        tables = [_thresholds(source, layer, epsilon, measured[layer.name]) for layer in source.layers]
-        pieces = [_long(source.image_ids, name, measured[name].metrics) for name in measured]
-        metrics = pd.concat([*pieces, _probes(source)], ignore_index=True)
-    thresholds = pd.concat([table for table in tables if len(table)] or tables[:1])
-    metrics.attrs = {"kind": "metrics", "format": 1, "key": key}
-    write_table(layout.epsilon(run.id), thresholds)
-    write_table(layout.metrics(run.id), metrics)
+    keep_freed_memory()  # blocks come and go
+    with ExitStack() as open_files:
+        source = open_files.enter_context(Activations(layout.activations(run.id)))
+        _refuse_unusable(source, run, layout)
+        kept = _kept(run, layout, source, open_files)
+        made = f"{key} {'from histograms' if kept else 'from activations'}"
+        partial = PartialMetrics(run, layout, source, key, stop, made=made, tells=rank == 0)
+        own = source.layers[rank::world_size]
+        partial.begin(own)
+        shares = open_files.enter_context(Shares(num_threads()))
+        work = _Work(source, epsilon, sparsity or SparsityMetrics(), partial, kept, shares, layout.activations(run.id))
+        if read := sum(work.is_read_from_histograms(layer) for layer in own):
+            print(f"{run.label}: reads the histograms of {read} layers, not their activations", flush=True)
+        try:
+            for layer in own:
+                work.do(layer)
+        except NotMeasurable:
+            if world_size == 1:
+                partial.remove()
+            raise
+        if rank:
+            return
+        for layer in source.layers:
+            if layer not in own:
+                partial.wait_for(layer, work.needs_units)
+                work.do(layer)  # what is damaged of it
+        _write(run, layout, work, key)
     partial.remove()
 
 
-def quantile_name(quantile: float) -> str:
-    """How a quantile is written in the name of a metric: 0.25 → `q25`, 0.05 → `q05`, 0.995 → `q99.5`."""
-    return f"q{100 * quantile:0>4.4g}" if 100 * quantile % 1 > 1e-9 else f"q{round(100 * quantile):02d}"
+class NotMeasurable(ArtifactError):
+    """Activations that are of no use, however often they are measured."""
 
 
-def choose_epsilon(reference: np.ndarray, quantiles: tuple[float, ...]) -> np.ndarray:
-    """ε of one layer: quantiles of the non-zero magnitudes over all units of the reference images.
+class _Work:
+    """What the measuring of a run consists of: each layer's ε, its metrics, and those of its units.
 
-    Args:
-        reference: values [reference images, units].
-        quantiles: in (0, 1).
-
-    Returns:
-        float64 [quantiles]; NaN when every value is zero, so that no scale is known.
+    Attributes:
+        source: the activations.
+        partial: what is finished.
+        kept: histograms from an earlier measuring.
+        needs_units: whether units are measured over the images.
     """
-    magnitudes = np.abs(reference[reference != 0]).astype(np.float32, copy=False)
-    if magnitudes.size == 0:
-        return np.full(len(quantiles), np.nan)
-    return np.quantile(magnitudes, quantiles, overwrite_input=True).astype(np.float64)
+
+    def __init__(
+        self,
+        source: Activations,
+        epsilon: Epsilon,
+        sparsity: SparsityMetrics,
+        partial: PartialMetrics,
+        kept: HistogramFile | None,
+        shares: Shares,
+        path: Path,
+    ) -> None:
+        self.source, self.partial, self.kept = source, partial, kept
+        self._epsilon, self._sparsity, self._shares, self._path = epsilon, sparsity, shares, path
+        self.needs_units = "unit" in sparsity.per
+
+    def plan(self, layer: LayerInfo) -> Plan:
+        """How a layer is measured."""
+        dtype = _dtype(self.source, layer)
+        quantiles = () if layer.kind == GATE else self._epsilon.quantiles
+        return Plan(layer, quantiles, self._sparsity.per, dtype.itemsize, is_kept(layer, dtype))
+
+    def is_read_from_histograms(self, layer: LayerInfo) -> bool:
+        """Whether a layer's values themselves are not needed."""
+        return self.kept is not None and layer.name in self.kept.layers and not self.plan(layer).needs_places
+
+    def do(self, layer: LayerInfo) -> None:
+        """Measures of a layer what is not measured yet.
+
+        Raises:
+            NotMeasurable: it holds NaN or infinite values.
+        """
+        plan = self.plan(layer)
+        try:
+            reference = self.reference(plan)
+            done = sum(piece.num_images for piece in self.partial.pieces_of(layer))
+            if done < len(self.source.image_ids):
+                self.partial.starts_at(layer, done)
+                self._images(plan, reference.epsilon, done)
+            if self.needs_units and self.partial.units_of(layer) is None:
+                self._units(plan)
+        except NotMeasurable as error:
+            self.partial.fail(layer, str(error))
+            raise
+
+    def reference(self, plan: Plan) -> Reference:
+        """ε of a layer, chosen now if it is not yet."""
+        found = self.partial.reference_of(plan.layer)
+        if found is None:
+            try:
+                found = choose_reference(self.source, plan, self.kept)
+            except NonFinite as error:
+                raise NotMeasurable(
+                    f"{self._path}: layer {plan.layer.name}: {error.count} values are NaN or infinite, first in "
+                    f"reference image {self.source.reference_ids[error.first_row]}; extract this run again"
+                ) from error
+            self.partial.keep_reference(plan.layer, found)
+        return found
+
+    def _images(self, plan: Plan, epsilon: np.ndarray, done: int) -> None:
+        """All metrics of a layer, block by block from the first image that is missing."""
+        layer, total = plan.layer, len(self.source.image_ids)
+        if self.kept is not None and self.is_read_from_histograms(layer):
+            kept = self.kept
+            for start, stop in steps(done, total, plan.bytes_per_image):
+                histograms = kept.read(layer.name, start, stop)
+                try:
+                    piece = measure_block(histograms, plan, epsilon)
+                except ValueError as error:
+                    raise ArtifactError(
+                        f"{kept.path}: layer {layer.name}: damaged ({error}); delete it and run again"
+                    ) from error
+                self.partial.keep(layer, start, piece, histograms.num_bytes)
+            return
+        blocks = read_ahead(
+            lambda start, stop: self.source.read(layer.name, start, stop), steps(done, total, plan.bytes_per_image)
+        )
+        for start, values in blocks:
+            try:
+                pieces = self._shares.map(lambda rows: measure_block(rows, plan, epsilon), values)
+            except NonFinite as error:
+                raise self._explained(layer, start + error.first_row) from error
+            self.partial.keep(layer, start, Piece.joined(pieces), values.nbytes)
+
+    def _units(self, plan: Plan) -> None:
+        """Metrics of each unit of a layer over all images."""
+        layer, found = plan.layer, []
+        for start, stop in steps(0, layer.num_units, plan.bytes_per_value * len(self.source.image_ids)):
+            values = self.source.read_units(layer.name, start, stop)
+            found += self._shares.map(measure_units, values.T)
+            self.partial.stop_if_asked(layer)
+        units = {name: np.concatenate([share[name] for share in found]) for name in found[0]}
+        self.partial.keep_units(layer, units)
+
+    def _explained(self, layer: LayerInfo, first: int) -> NotMeasurable:
+        """Which layer and image hold values that are not finite, and how many there are in the whole layer."""
+        count, images = 0, 0
+        plan = self.plan(layer)
+        for start, stop in steps(first, len(self.source.image_ids), plan.bytes_per_image):
+            unfinite = np.count_nonzero(~np.isfinite(self.source.read(layer.name, start, stop)), axis=1)
+            count, images = count + int(unfinite.sum()), images + int(np.count_nonzero(unfinite))
+        where = f"in image {self.source.image_ids[first]}" + (f" and {images - 1} others" if images > 1 else "")
+        return NotMeasurable(
+            f"{self._path}: layer {layer.name}: {count} values are NaN or infinite, {where}; extract this run again"
+        )
 
 
-def _thresholds(source: Activations, layer: LayerInfo, epsilon: Epsilon, measured: MeasuredLayer) -> pd.DataFrame:
-    quantiles = _quantiles_of(layer, epsilon)
+def _refuse_unusable(source: Activations, run: Run, layout: Layout) -> None:
+    path = layout.activations(run.id)
+    of = str(source.attributes.get("run", run.id))
+    if of != run.id:
+        raise ArtifactError(f"{path}: holds the activations of {of}; delete it and run again")
+    if not len(source.image_ids):
+        raise ArtifactError(f"{path}: holds no image, so there is nothing to measure; extract this run again")
+
+
+def _kept(run: Run, layout: Layout, source: Activations, open_files: ExitStack) -> HistogramFile | None:
+    """Histograms of these very activations from an earlier measuring; None if there are none."""
+    path = layout.histograms(run.id)
+    if not path.is_file():
+        return None
+    try:
+        kept = open_files.enter_context(HistogramFile(path))
+    except ArtifactError as error:
+        print(f"{error}: it is counted again", flush=True)
+        return None
+    needed = {layer.name for layer in source.layers if is_kept(layer, _dtype(source, layer))}
+    is_same = kept.made_from == source_stamp(layout, run, source) and needed <= kept.layers
+    return kept if is_same and np.array_equal(kept.image_ids, source.image_ids) else None
+
+
+def _dtype(source: Activations, layer: LayerInfo) -> np.dtype:
+    return source.read(layer.name, 0, 0).dtype
+
+
+# ── Writing ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _write(run: Run, layout: Layout, work: _Work, key: str) -> None:
+    """Writes every table, and then the histograms: once they are there, a later measuring reads them."""
+    source, partial = work.source, work.partial
+    thresholds = [_thresholds(work.plan(layer), work.reference(work.plan(layer)), source) for layer in source.layers]
+    if work.needs_units:
+        units = (_of_units(layer, partial.units_of(layer) or {}) for layer in source.layers)
+        write_tables(layout.unit_metrics(run.id), units, {"kind": "unit metrics", "format": 1, "key": key})
+    else:
+        layout.unit_metrics(run.id).unlink(missing_ok=True)
+    write_table(layout.epsilon(run.id), pd.concat([table for table in thresholds if len(table)] or thresholds[:1]))
+    layers = (_long(source.image_ids, layer.name, partial.metrics_of(layer)) for layer in source.layers)
+    write_tables(layout.metrics(run.id), _and(layers, _probes(source)), {"kind": "metrics", "format": 2, "key": key})
+    _write_histograms(run, layout, work)
+
+
+def _write_histograms(run: Run, layout: Layout, work: _Work) -> None:
+    """Keeps the histograms of what was counted; those that were read stay as they are."""
+    source, path = work.source, layout.histograms(run.id)
+    layers = [layer for layer in source.layers if work.plan(layer).keeps]
+    if work.kept is not None:
+        return
+    if not layers:
+        path.unlink(missing_ok=True)
+        return
+    stamp = source_stamp(layout, run, source)
+    with HistogramWriter(path, made_from=stamp, image_ids=source.image_ids, attributes={"run": run.id}) as file:
+        for layer in layers:
+            file.append_reference(layer.name, work.reference(work.plan(layer)).histograms or Histograms.none())
+            for piece in work.partial.pieces_of(layer):
+                file.append(layer.name, piece.histograms or Histograms.none())
+
+
+def _thresholds(plan: Plan, reference: Reference, source: Activations) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "layer": np.repeat(layer.name, len(quantiles)),
-            "quantile": np.array(quantiles, dtype=np.float64),
-            "epsilon": measured.epsilon,
-            "num_reference": np.repeat(len(source.reference_ids), len(quantiles)),
+            "layer": np.repeat(plan.layer.name, len(plan.quantiles)),
+            "quantile": np.array(plan.quantiles, dtype=np.float64),
+            "epsilon": reference.epsilon,
+            "num_reference": np.repeat(len(source.reference_ids), len(plan.quantiles)),
         }
     )
 
 
-def _quantiles_of(layer: LayerInfo, epsilon: Epsilon) -> tuple[float, ...]:
-    """Gates have no ε: they are open more or less, and never silent."""
-    return () if layer.kind == GATE else epsilon.quantiles
+def _of_units(layer: LayerInfo, metrics: dict[str, np.ndarray]) -> pd.DataFrame:
+    table = pd.DataFrame({"unit": np.arange(layer.num_units), **metrics})
+    table.insert(0, "layer", layer.name)
+    return table
 
 
-def _measure_layer(
-    source: Activations, layer: LayerInfo, epsilon: Epsilon, partial: PartialMetrics, path: Path
-) -> MeasuredLayer:
-    """ε and all metrics of one layer, block by block from the first image that is missing."""
-    quantiles = _quantiles_of(layer, epsilon)
-    measured = partial.of(layer) or MeasuredLayer(choose_epsilon(source.reference(layer.name), quantiles))
-    for start, values in _blocks(source, layer, measured.num_images):
-        try:
-            block = _measure_block(values, quantiles, measured.epsilon)
-            block |= gate_metrics(values) if layer.kind == GATE else {}
-        except NonFinite as error:
-            partial.remove()
-            image = source.image_ids[start + error.first_row]
-            raise ArtifactError(
-                f"{path}: layer {layer.name}: {error.count} values are NaN or infinite, first in image {image}; "
-                "extract this run again"
-            ) from error
-        measured = measured.and_then(block)
-        partial.keep(layer, measured)
-    return measured
-
-
-def _blocks(source: Activations, layer: LayerInfo, first: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Position of the first image and values [images, units] of one block after the other, from image `first` on."""
-    images = _BLOCK_BYTES // (4 * layer.num_units)
-    step = max(1, images // _CHUNK_IMAGES * _CHUNK_IMAGES or images)
-    for start in range(first, len(source.image_ids), step):
-        yield start, source.read(layer.name, start, start + step)
-
-
-def _measure_block(values: np.ndarray, quantiles: tuple[float, ...], thresholds: np.ndarray) -> dict[str, np.ndarray]:
-    """Metric name → values [images]. Without a scale (ε is NaN) L_ε is NaN too."""
-    metrics = {"gini": gini(values)}
-    for quantile, epsilon in zip(quantiles, thresholds, strict=True):
-        missing = np.full(len(values), np.nan)
-        count, fraction = (missing, missing) if np.isnan(epsilon) else l_epsilon(values, epsilon)
-        metrics[f"l_eps_count_{quantile_name(quantile)}"] = count
-        metrics[f"l_eps_fraction_{quantile_name(quantile)}"] = fraction
-    return metrics
+def _and(tables: Iterator[pd.DataFrame], last: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    yield from tables
+    yield last
 
 
 def _probes(source: Activations) -> pd.DataFrame:

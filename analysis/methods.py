@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from analysis import constraints, networks, optimisation
+from analysis import constraints, measures, networks, optimisation
 from analysis.kinds import (
     circular,
     code_terms,
@@ -49,7 +49,6 @@ _SOURCES = {
     "vggface": "Parkhi OM, Vedaldi A, Zisserman A (2015). Deep face recognition. BMVC.",
     "attgan": "He Z, Zuo W, Kan M, Shan S, Chen X (2019). AttGAN: facial attribute editing by only changing what you "
     "want. IEEE Trans Image Process 28:5464–5478.",
-    "gini": "Hurley N, Rickard S (2009). Comparing measures of sparsity. IEEE Trans Inf Theory 55:4723–4741.",
     "ridge": "Hoerl AE, Kennard RW (1970). Ridge regression: biased estimation for nonorthogonal problems. "
     "Technometrics 12:55–67.",
     "permutation": "Phipson B, Smyth GK (2010). Permutation p-values should never be zero. Stat Appl Genet Mol Biol "
@@ -58,6 +57,7 @@ _SOURCES = {
     "J Bus Econ Stat 1:292–298.",
     "bh": "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate. J R Stat Soc B 57:289–300.",
     "max-r": "Westfall PH, Young SS (1993). Resampling-based multiple testing. Wiley.",
+    **measures.SOURCES,
     **networks.SOURCES,
     **optimisation.SOURCES,
 }
@@ -247,7 +247,7 @@ def _epochs(study: Study, name: str, facts: Facts) -> str:
 
 
 def _metrics(study: Study, facts: Facts) -> str:
-    epsilon, record = study.analysis.epsilon, study.record
+    record = study.record
     tap = {"post": "after", "pre": "before"}[record.tap]
     code = listing(codes_recorded(_used(study)))
     which = f"every convolution of the encoder and {code}" if record.layers == "encoder" else "chosen layers"
@@ -259,11 +259,7 @@ def _metrics(study: Study, facts: Facts) -> str:
     return (
         f"Each rated image was passed through each network in evaluation mode{mean} and the "
         f"activations of {which} were recorded {tap} the non-linearity{f' ({counts} layers)' if counts else ''}. "
-        f"For each image and layer we computed the Gini index of the magnitudes (Hurley & Rickard 2009; high where few "
-        f"units carry the activity) and Lε, the share of units whose magnitude exceeds ε (low where few units are "
-        f"active). ε is, for each layer, the {epsilon.report:g} quantile of the non-zero magnitudes over "
-        f"{record.reference_images} training images, so that no rated image takes part in its choice; "
-        f"{listing([f'{q:g}' for q in epsilon.quantiles])} were computed. The reconstruction error of each image was "
+        f"{measures.sentences(study.analysis, record.reference_images)} The reconstruction error of each image was "
         f"measured as {listing(errors)}.{_sharpness(record.sharpness)} "
         f"{constraints.gate_sentence([study.models[n] for n in study.model_names])}"
     ).strip()
@@ -314,7 +310,7 @@ def _software(facts: Facts) -> str:
 def _references(study: Study) -> tuple[str, ...]:
     models = _used(study)
     terms = [term.loss for model in models for term in model.reconstruction]
-    cited = ["gini", "ssim", "ridge", "permutation", "delta", study.analysis.correction]
+    cited = [*measures.cited(study.analysis), "ssim", "ridge", "permutation", "delta", study.analysis.correction]
     cited += networks.cited(models)
     cited += ["lpips"] if "lpips" in terms or study.record.lpips else []
     compared = {term.network.kind for model in models for term in model.reconstruction if isinstance(term, DfcLoss)}

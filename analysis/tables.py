@@ -15,9 +15,10 @@ from analysis.gates import REPORTED
 from analysis.measure import LOSS, RECONSTRUCTION, quantile_name
 from fluence.errors import ArtifactError, StudyError
 from fluence.store.files import read_table
-from fluence.study import group_slug
+from fluence.study import Analysis, group_slug
 
 UNKNOWN_GROUP = "unknown"
+DEFAULT_METRICS = Analysis().metrics
 METRIC_COLUMNS = ("image_id", "layer", "metric", "value")
 
 
@@ -113,11 +114,19 @@ def wide(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics.pivot(index="image_id", columns=["layer", "metric"], values="value").reindex(columns=order)
 
 
-def feature_matrix(metrics: pd.DataFrame, report_quantile: float) -> pd.DataFrame:
+def reported_metrics(report_quantile: float, chosen: Sequence[str] = DEFAULT_METRICS) -> dict[str, str]:
+    """The metrics of layers that enter the tests, with the family that each belongs to (`Analysis.metrics`)."""
+    l_epsilon = f"l_eps_fraction_{quantile_name(report_quantile)}"
+    return {l_epsilon if name == "l_eps" else name: name for name in chosen}
+
+
+def feature_matrix(
+    metrics: pd.DataFrame, report_quantile: float, chosen: Sequence[str] = DEFAULT_METRICS
+) -> pd.DataFrame:
     """The metrics that enter the tests, image × (layer, metric).
 
-    Gini, L_ε's fraction at the reported quantile, of gates their mean and entropy, errors, and sharpness with the norm
-    of the gradient.
+    Of layers those that the study chooses, L_ε by its fraction at the reported quantile; of gates their mean and
+    entropy; errors, and sharpness with the norm of the gradient.
 
     The count of L_ε is left out: it is the fraction times a constant, and would only enlarge the family of tests. So
     would the effective number of gates, which is a function of the entropy.
@@ -125,8 +134,9 @@ def feature_matrix(metrics: pd.DataFrame, report_quantile: float) -> pd.DataFram
     Args:
         metrics: long table of `load_metrics`.
         report_quantile: quantile of the ε rule that is reported.
+        chosen: names of metrics of layers (`Analysis.metrics`).
     """
-    reported = metrics["metric"].isin(["gini", f"l_eps_fraction_{quantile_name(report_quantile)}", *REPORTED])
+    reported = metrics["metric"].isin([*reported_metrics(report_quantile, chosen), *REPORTED])
     return wide(metrics[reported | metrics["layer"].isin([RECONSTRUCTION, LOSS])])
 
 

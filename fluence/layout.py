@@ -104,13 +104,21 @@ class Layout:
         """The ε chosen for each layer of one run."""
         return self.root / "metrics" / f"{run_id}.epsilon.csv"
 
+    def histograms(self, run_id: str) -> Path:
+        """Histograms of each image's activations, from which metrics with another ε are computed."""
+        return self.root / "metrics" / f"{run_id}.histograms.h5"
+
+    def unit_metrics(self, run_id: str) -> Path:
+        """Metrics of each unit over the images, if the study asks for them."""
+        return self.root / "metrics" / f"{run_id}.units.parquet"
+
     def partial_metrics(self, run_id: str) -> Path:
         """Folder of what is finished while a run is being measured; gone when it is measured."""
         return self.root / "metrics" / f"{run_id}.partial"
 
-    def partial_metrics_of(self, run_id: str, layer: str) -> Path:
-        """What is finished of one layer."""
-        return self.partial_metrics(run_id) / layer
+    def partial_metrics_of(self, run_id: str, piece: str) -> Path:
+        """A finished piece of one layer."""
+        return self.partial_metrics(run_id) / piece
 
     def outcome(self, stage: str, task: str) -> Path:
         """How a task ended: the only proof that it is done."""

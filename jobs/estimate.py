@@ -24,6 +24,7 @@ _GIGA = 1e9
 _CHECKPOINTS_KEPT = 2
 _NUMBERS_PER_PARAMETER = 3  # itself, and the two moments of Adam
 _BACKWARD = 2  # a backward pass is two convolutions for each of the forward pass
+_MOST_BINS, _BYTES_PER_BIN = 12_000, 6  # of the histogram of a layer's response to an image
 _SHARPNESS = 4  # a chunk with weights of its own for each image, in passes of training (benchmarks/sharpness.py)
 _CALIBRATION_S = 0.5
 
@@ -38,12 +39,14 @@ class ModelCost:
     Attributes:
         num_parameters: of the network.
         num_units: recorded numbers per image, over all layers.
+        num_bins: different ones among them in the layers whose histograms are kept, by experience.
         forward_gflops: arithmetic of a forward pass of one image.
         training_gflops: the same for a training step, losses included.
     """
 
     num_parameters: int
     num_units: int
+    num_bins: int
     forward_gflops: float
     training_gflops: float
 
@@ -75,7 +78,7 @@ class Estimate:
     """What a study costs.
 
     Attributes:
-        disk_gb: gigabytes (1e9 bytes) by kind: packed, activations, checkpoints.
+        disk_gb: gigabytes (1e9 bytes) by kind: packed, activations, histograms, checkpoints.
         runs: every model × group that will be trained; each seed costs this once.
         gflops_per_s: speed of this machine.
         device: `cpu`, or the GPU it was timed on.
@@ -157,17 +160,19 @@ def model_cost(study: Study, model: Model) -> ModelCost:
     from torch.utils.flop_counter import FlopCounterMode
 
     from fluence.models import build
+    from fluence.store.histograms import SMALLEST_COUNTED
 
     size = study.data.image_size_px
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = build(model, size, seed=0, pretrained=False).eval()
         network(torch.empty(1, 3, size, size))
     recorded = study.record.layers
-    units = sum(layer.num_units for layer in network.recordable if recorded == "encoder" or layer.name in recorded)
+    layers = [layer for layer in network.recordable if recorded == "encoder" or layer.name in recorded]
     forward = counter.get_total_flops() / _GIGA
     return ModelCost(
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
-        num_units=units,
+        num_units=sum(layer.num_units for layer in layers),
+        num_bins=sum(min(layer.num_units // 3, _MOST_BINS) for layer in layers if layer.num_units >= SMALLEST_COUNTED),
         forward_gflops=forward,
         training_gflops=(1 + _BACKWARD) * forward + _loss_gflops(study, model),
     )
@@ -225,6 +230,7 @@ def _disk_gb(study: Study, costs: list[ModelCost], num_training: int, num_rated:
     return {
         "packed": num_packed * study.data.image_size_px**2 * 3 / _GIGA,
         "activations": units * num_recorded * 2 / _GIGA,
+        "histograms": sum(cost.num_bins for cost in costs) * num_recorded * _BYTES_PER_BIN / _GIGA,
         "checkpoints": parameters * 4 * (_CHECKPOINTS_KEPT * _NUMBERS_PER_PARAMETER + 1) / _GIGA,
     }
 

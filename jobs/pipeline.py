@@ -42,7 +42,7 @@ STAGES = (
     Stage("pack", each="dataset", version=2, uses_gpu=False, needs=()),
     Stage("train", each="run", version=2, uses_gpu=True, needs=("pack",)),
     Stage("extract", each="run", version=1, uses_gpu=True, needs=("pack", "train")),
-    Stage("measure", each="run", version=1, uses_gpu=False, needs=("extract",)),
+    Stage("measure", each="run", version=2, uses_gpu=False, needs=("extract",)),
     Stage("analyse", each="study", version=1, uses_gpu=False, needs=("pack", "measure")),
     Stage("report", each="study", version=1, uses_gpu=False, needs=("analyse",)),
 )
@@ -157,8 +157,8 @@ def _run_tasks(
     train = _task("train", run.id, section, needs, run)
     record = {"record": study.record.model_dump(mode="json")}
     extract = _task("extract", run.id, record, (train, rated, trained_on), run)
-    epsilon = {"epsilon": study.analysis.epsilon.model_dump(mode="json")}
-    return [train, extract, _task("measure", run.id, epsilon, (extract,), run)]
+    metrics = study.analysis.model_dump(mode="json", include={"epsilon", "sparsity"})
+    return [train, extract, _task("measure", run.id, metrics, (extract,), run)]
 
 
 def _pack(study: Study, name: str, fingerprint: str) -> Task:

@@ -241,7 +241,8 @@ def _measure(task: Task, context: Context) -> Result:
     from analysis.measure import measure
 
     assert task.run is not None
-    measure(task.run, context.layout, context.study.analysis.epsilon, key=task.key, stop=context.stop)
+    settings = context.study.analysis
+    measure(task.run, context.layout, settings.epsilon, settings.sparsity, key=task.key, stop=context.stop)
     return Result()
 
 

@@ -19,6 +19,7 @@ from analysis.report.summary import (
     PREDICTOR_NAMES,
     Summary,
     error_names,
+    expected_words,
     incomplete,
     metric_name,
     reported_metrics,
@@ -179,8 +180,8 @@ def _by_layer(evidence: Evidence, summary: Summary, estimator: str, title: str) 
             f"correlations-{estimator}-{number}",
             title,
             "Thin lines: interval over the images; thick lines: range over the seeds; filled: significant after "
-            f"correction in every seed. n = {table['n'].min():,.0f} images. Fluency theory expects positive values for "
-            f"Gini, negative ones for all others.{incomplete(evidence, table[table['model'].isin(chunk)])}",
+            f"correction in every seed. n = {table['n'].min():,.0f} images. {expected_words(present)}"
+            f"{incomplete(evidence, table[table['model'].isin(chunk)])}",
             figures.correlations_by_layer,
             table[table["model"].isin(chunk)],
             present,

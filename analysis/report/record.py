@@ -8,6 +8,8 @@ import pandas as pd
 from scipy import stats
 
 from analysis import figures
+from analysis.gates import REPORTED
+from analysis.measure import LOSS, RECONSTRUCTION
 from analysis.methods import Facts, write_methods
 from analysis.report.caveats import missing_covariates
 from analysis.report.evidence import Evidence
@@ -215,7 +217,8 @@ def _num_layers(evidence: Evidence) -> dict[str, int]:
     table = evidence.table("correlations")
     if table.empty:
         return {}
-    layers = table[table["metric"].str.startswith("l_eps")].groupby("model")["layer"].nunique()
+    gates = table.loc[table["metric"].isin([*REPORTED]), "layer"].unique()
+    layers = table[~table["layer"].isin([RECONSTRUCTION, LOSS, *gates])].groupby("model")["layer"].nunique()
     return {name: int(layers[name]) for name in evidence.study.model_names if name in layers}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,20 +10,39 @@ import pandas as pd
 from scipy import stats
 
 from analysis.gates import REPORTED
-from analysis.measure import LOSS, RECONSTRUCTION, quantile_name
+from analysis.measure import LOSS, RECONSTRUCTION
 from analysis.report.evidence import Evidence
 from analysis.report.page import listed
+from analysis.sparsity import METRICS
+from analysis.tables import reported_metrics as layer_metrics
 
 _WHERE = ["model", "trained_on", "scorer", "subset"]
 GENERAL, ALL_IMAGES, POOLED, ALL_METRICS = "general", "all", "pooled", "all"
-PREDICTOR_NAMES = {
-    "all": "all metrics",
+METRIC_NAMES = {
     "gini": "Gini",
     "l_eps": "Lε",
+    "l0": "share of active units",
+    "l1": "mean magnitude",
+    "l2": "root mean square",
+    "hoyer": "Hoyer",
+    "treves_rolls": "Treves-Rolls",
+    "kurtosis": "kurtosis",
+    "entropy": "entropy",
+    "mean": "mean",
+    "max": "maximum",
+    "dead_fraction": "share of silent units",
+    "gini_map": "Gini of maps",
+    "gini_position": "Gini across channels",
+}
+"""The metrics of layers that a study can choose (`Analysis.metrics`), and their names for people."""
+PREDICTOR_NAMES = {
+    "all": "all metrics",
+    **METRIC_NAMES,
     "gates": "gates",
     "reconstruction": "reconstruction errors",
     "sharpness": "sharpness and gradient",
 }
+SIGNS = METRICS | {"gini_map": +1, "gini_position": +1}
 LOSS_NAMES = {"sharpness": "sharpness", "gradient_norm": "gradient norm"}
 """What is measured of each image's loss, and its names for people."""
 
@@ -99,9 +119,12 @@ def untrained_models(evidence: Evidence) -> set[str]:
 
 def reported_metrics(evidence: Evidence) -> dict[str, str]:
     """The metrics of layers that enter the tests, and their names for people."""
-    quantile = evidence.study.analysis.epsilon.report
+    analysis = evidence.study.analysis
+    quantile = analysis.epsilon.report
     gated = any(evidence.study.models[name].attention for name in evidence.study.model_names)
-    names = {"gini": "Gini", f"l_eps_fraction_{quantile_name(quantile)}": f"Lε (q = {quantile:g})"}
+    families = layer_metrics(quantile, analysis.metrics)
+    names = {key: METRIC_NAMES[family] for key, family in families.items()}
+    names |= {key: f"Lε (q = {quantile:g})" for key, family in families.items() if family == "l_eps"}
     return names | (REPORTED if gated else {})
 
 
@@ -123,7 +146,16 @@ def metric_name(evidence: Evidence, layer: str, metric: str) -> str:
 
 def expected_sign(metric: str) -> int:
     """The sign that fluency expects: beauty goes with sparse activity, few open gates, small errors and flat losses."""
-    return 1 if metric == "gini" else -1
+    return SIGNS.get(metric, -1)
+
+
+def expected_words(names: Mapping[str, str]) -> str:
+    """Which metrics fluency theory expects to grow with beauty."""
+    positive = [name for metric, name in names.items() if expected_sign(metric) > 0]
+    if not positive:
+        return "Fluency theory expects negative values."
+    others = ", negative ones for all others" if len(positive) < len(names) else ""
+    return f"Fluency theory expects positive values for {listed(positive)}{others}."
 
 
 def _correlations(table: pd.DataFrame) -> pd.DataFrame:

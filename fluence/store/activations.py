@@ -274,7 +274,8 @@ class Activations:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = file = open_checked(path, KIND, FORMAT)
+        # Without a cache of chunks, what is asked for is read from its place, and not all that lies around it.
+        self._file = file = open_checked(path, KIND, FORMAT, rdcc_nbytes=0)
         self.attributes = read_header(file)
         self.image_ids = file["image_id"].asstr()[:]
         self.reference_ids = file["reference_id"].asstr()[:]
@@ -293,9 +294,13 @@ class Activations:
         """Values of the images from `start` to before `stop`, as stored: float16 or float32 [images, units]."""
         return self._file[f"layers/{layer}"][start:stop]
 
-    def reference(self, layer: str) -> np.ndarray:
-        """Values of the training images that ε is chosen on, as stored: [reference images, units]."""
-        return self._file[f"reference/{layer}"][:]
+    def read_units(self, layer: str, start: int, stop: int) -> np.ndarray:
+        """Values of the units from `start` to before `stop`, as stored: float16 or float32 [images, units]."""
+        return self._file[f"layers/{layer}"][:, start:stop]
+
+    def reference(self, layer: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Values of the training images that ε is chosen on, of all or of some: as stored [reference images, units]."""
+        return self._file[f"reference/{layer}"][start:stop]
 
     def samples(self, which: Which) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids, originals and reconstructions (uint8 [images, height, width, 3]) kept for the report."""

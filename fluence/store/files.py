@@ -7,8 +7,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Container, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Container, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +147,28 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
             table.to_parquet(temporary, index=False)
         else:
             table.to_csv(temporary, index=False)
+
+
+def write_tables(path: Path, tables: Iterable[pd.DataFrame], attributes: dict[str, Any]) -> None:
+    """Writes several tables of the same columns as one Parquet file, atomically, holding one of them at a time.
+
+    Args:
+        path: the file.
+        tables: at least one; they are written one after the other.
+        attributes: become `attrs` of the table that `read_table` reads.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with atomic_path(path) as temporary, ExitStack() as open_files:
+        writer = None
+        for table in tables:
+            arrow = pa.Table.from_pandas(table, preserve_index=False)
+            metadata = {**(arrow.schema.metadata or {}), b"PANDAS_ATTRS": json.dumps(attributes)}
+            arrow = arrow.replace_schema_metadata(metadata)
+            if writer is None:
+                writer = open_files.enter_context(pq.ParquetWriter(temporary, arrow.schema))
+            writer.write_table(arrow)
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -19,7 +19,18 @@ from fluence.store.files import read_json, write_json
 FORMAT = 1
 COMMIT = "COMMIT"  # file beside a copy of the code: where it was copied from
 Status = Literal["done", "skipped", "failed", "diverged"]
-_PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "statsmodels", "h5py", "pillow")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "numba",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "statsmodels",
+    "h5py",
+    "pillow",
+)
 
 
 @dataclass(frozen=True)

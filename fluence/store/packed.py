@@ -139,14 +139,21 @@ class Packed:
             return pixels[unique][inverse] if len(unique) else pixels[:0]
 
 
-def open_checked(path: Path, kind: str, version: int, mode: str = "r") -> h5py.File:
+def open_checked(path: Path, kind: str, version: int, mode: str = "r", **options: Any) -> h5py.File:
     """Opens an HDF5 file and refuses, with a word about what is wrong, one that is not of this kind and version.
+
+    Args:
+        path: the file.
+        kind: what it holds.
+        version: of its format.
+        mode: of h5py.
+        options: further ones of h5py.
 
     Raises:
         ArtifactError: the file is missing, truncated, foreign, or of another version.
     """
     try:
-        file = h5py.File(path, mode)
+        file = h5py.File(path, mode, **options)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: no such file") from error
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fluence.study.analysis import Analysis, Epsilon, Ridge
+from fluence.study.analysis import Analysis, Epsilon, Metric, Ridge, SparsityMetrics
 from fluence.study.data import (
     CfdDataset,
     CsvDataset,
@@ -97,6 +97,7 @@ __all__ = [
     "Layers",
     "LpipsLoss",
     "LpipsProbe",
+    "Metric",
     "Model",
     "ModelFeatures",
     "Name",
@@ -113,6 +114,7 @@ __all__ = [
     "SigmoidAttention",
     "SoftmaxAttention",
     "Sparsity",
+    "SparsityMetrics",
     "SsimLoss",
     "StandardPrior",
     "Study",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fluence.study.section import Section
 
@@ -16,6 +16,27 @@ class Epsilon(Section):
     """ε is this quantile of the layer's non-zero magnitudes over the reference images. All are computed."""
     report: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """The quantile that enters the tests; the others are the sweep."""
+
+
+Metric = Literal[
+    "gini", "l_eps", "l0", "l1", "l2", "hoyer", "treves_rolls", "kurtosis", "entropy", "mean", "max", "dead_fraction",
+    "gini_map", "gini_position",
+]  # fmt: skip
+
+
+class SparsityMetrics(Section):
+    """Over what the sparsity of a layer is measured."""
+
+    per: Annotated[tuple[Literal["layer", "map", "position", "unit"], ...], Field(min_length=1)] = ("layer",)
+    """`layer`: all units of a layer, for each image; always computed, so it has to be named. Besides it `map`: the Gini
+    of each feature map, its mean over the maps; `position`: the Gini across channels at each place, its mean over the
+    places; `unit`: each unit over the images (lifetime sparsity), in a table of its own."""
+
+    @model_validator(mode="after")
+    def _layer_is_named(self) -> Self:
+        if "layer" not in self.per:
+            raise ValueError(f"per: must hold layer; write [layer, {', '.join(self.per)}]")
+        return self
 
 
 class Ridge(Section):
@@ -32,6 +53,11 @@ class Analysis(Section):
 
     epsilon: Epsilon = Epsilon()
     """How ε is chosen."""
+    sparsity: SparsityMetrics = SparsityMetrics()
+    """Over what sparsity is measured."""
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("gini", "l_eps")
+    """Metrics of layers that enter the statistics; each adds a test per layer. All others are in the tables of metrics
+    only. Errors, sharpness and gates always enter."""
     covariates: tuple[str, ...] = ("group", "luminance_mean", "luminance_contrast", "pixel_gini", "age")
     """The confound baseline: `group` and any column of the packed images. One that a data set lacks is left out,
     and the report says so."""
@@ -47,3 +73,10 @@ class Analysis(Section):
     """The regression."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of folds, permutations and bootstrap."""
+
+    @model_validator(mode="after")
+    def _metrics_are_computed(self) -> Self:
+        for metric, per in (("gini_map", "map"), ("gini_position", "position")):
+            if metric in self.metrics and per not in self.sparsity.per:
+                raise ValueError(f"metrics: {metric} is only computed if sparsity.per holds {per}")
+        return self

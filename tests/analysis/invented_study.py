@@ -194,7 +194,7 @@ def build(
             write_training_log(layout, row.run, rng, 3 if row.status == "diverged" else trained)
         if row.status == "done":
             write_activations(layout, row.run, list(table["image_id"]), hidden, pixels, training)
-            measure(row.run, layout, study.analysis.epsilon, key="k")
+            measure(row.run, layout, study.analysis.epsilon, study.analysis.sparsity, key="k")
         made = provenance(time.time(), {"pack/web": "k"}) if row.status == "done" else {}
         write_outcome(layout.outcome("train", row.run.id), Outcome(row.status, "0a1b2c3d", row.reason, {}, made))
     analyse(study, layout, runs, num_workers=1)

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 
 from analysis import measure as module
+from analysis import walk
 from analysis.cells import predictor_sets
-from analysis.measure import choose_epsilon, measure, quantile_name
-from analysis.sparsity import gini
+from analysis.layers import choose_epsilon, quantile_name
+from analysis.measure import measure
+from analysis.sparsity import METRICS, sparsity
 from analysis.tables import feature_matrix
 from fluence.errors import ArtifactError
 from fluence.layout import Layout, Run
@@ -66,7 +68,9 @@ def test_every_value_of_the_table(layout: Layout) -> None:
     assert (epsilon["num_reference"] == 6).all()
     for layer in ("conv1", "mu"):
         stored = values[layer].astype(np.float16)
-        np.testing.assert_array_equal(wide[layer, "gini"], gini(stored))
+        metrics_of_layer, _ = sparsity(stored, np.empty(0))
+        for name in METRICS:
+            np.testing.assert_array_equal(wide[layer, name], metrics_of_layer[name])
         magnitudes = np.abs(reference[layer].astype(np.float16)).astype(np.float64)
         for quantile in EPSILON.quantiles:
             chosen = epsilon.loc[(layer, quantile), "epsilon"]
@@ -106,8 +110,8 @@ def test_blocks_do_not_change_the_table(layout: Layout, monkeypatch: pytest.Monk
     write_activations(layout, random_layers(70, 0), random_layers(6, 1))
     measure(RUN, layout, EPSILON, key="k")
     whole = read_table(layout.metrics(RUN.id))
-    for block_bytes in (1, 48 * 4 * 40):
-        monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
+    for block_bytes in (1, 48 * 2 * 40):
+        monkeypatch.setattr(walk, "BLOCK_BYTES", block_bytes)
         measure(RUN, layout, EPSILON, key="k")
         pd.testing.assert_frame_equal(whole, read_table(layout.metrics(RUN.id)))
 
@@ -131,17 +135,19 @@ def test_a_layer_that_is_dead_in_the_reference_has_no_l_epsilon(layout: Layout) 
 
 def test_nan_names_layer_and_image_and_leaves_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     write_activations(layout, random_layers(50, 0), random_layers(6, 1))
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 5 * 4 * 32)
+    monkeypatch.setattr(walk, "BLOCK_BYTES", 5 * 2 * 32)
     read = module.Activations.read
 
     def damaged(self: module.Activations, layer: str, start: int, stop: int) -> np.ndarray:
         values = read(self, layer, start, stop)
-        if layer == "mu" and start >= 32:
-            values[4, 1] = np.inf
+        if layer == "mu":
+            values[[place - start for place in (36, 40) if start <= place < stop], 1] = np.inf
         return values
 
     monkeypatch.setattr(module.Activations, "read", damaged)
-    with pytest.raises(ArtifactError, match=r"4d\.h5: layer mu: 1 values are NaN or infinite, first in image face-36"):
+    with pytest.raises(
+        ArtifactError, match=r"4d\.h5: layer mu: 2 values are NaN or infinite, in image face-36 and 1 others"
+    ):
         measure(RUN, layout, EPSILON, key="k")
     assert list(layout.metrics(RUN.id).parent.iterdir()) == []
 

@@ -53,6 +53,26 @@ def test_what_turned_out_is_in_the_text(facts: Facts, expected: str) -> None:
     assert expected in text_of(write_methods(study(), facts))
 
 
+@pytest.mark.parametrize(
+    ("analysis", "expected", "unsaid", "reference"),
+    [
+        ({}, "we computed the Gini index of the magnitudes", "Hoyer", "Hurley"),
+        ({}, "ε is, for each layer, the 0.5 quantile", "Willmore", "Hurley"),
+        ({"metrics": ["hoyer", "l0"]}, "we computed Hoyer’s measure", "Lε", "Hoyer PO"),
+        ({"metrics": ["kurtosis", "l_eps"]}, "the excess kurtosis (Field 1994) and Lε", "the Gini", "Field DJ"),
+        ({"sparsity": {"per": ["layer", "unit"]}}, "sparsity of each unit over the images", "Hoyer", "Willmore"),
+    ],
+)
+def test_the_metrics_that_were_chosen_are_described(
+    analysis: dict[str, object], expected: str, unsaid: str, reference: str
+) -> None:
+    methods = write_methods(study(analysis=analysis), Facts())
+    assert expected in text_of(methods)
+    assert unsaid not in text_of(methods)
+    assert any(reference in source for source in methods.references)
+    assert any("Hurley" in source for source in methods.references) == ("metrics" not in analysis)
+
+
 def test_nothing_that_was_not_used_is_in_the_text() -> None:
     methods = write_methods(study(), Facts())
     assert "LPIPS" not in text_of(methods)

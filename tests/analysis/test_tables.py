@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from analysis.cells import predictor_sets
-from analysis.report.summary import expected_sign
+from analysis.measures import SAID
+from analysis.report.summary import METRIC_NAMES, SIGNS, expected_sign
+from analysis.sparsity import METRICS
 from analysis.tables import (
     clusters,
     covariate_design,
@@ -18,6 +21,7 @@ from analysis.tables import (
 )
 from fluence.errors import ArtifactError, StudyError
 from fluence.store.files import write_table
+from fluence.study import Metric
 
 GROUP_BY = ("ethnicity", "sex")
 
@@ -164,3 +168,27 @@ def test_covariates_become_dummies_and_standard_numbers() -> None:
 def test_a_design_without_columns_keeps_its_images() -> None:
     rated = rated_images(manifest(), "beauty", GROUP_BY)
     assert covariate_design(rated.iloc[:1], ("group", "flat")).matrix.shape == (1, 0)
+
+
+def test_the_study_chooses_the_metrics_that_enter_and_each_is_a_family() -> None:
+    names = ("gini", "hoyer", "l0", "gini_map", "l_eps_fraction_q50", "l_eps_count_q50", "gate_l1")
+    rows = [(image, "conv1", metric, 1.0) for image in "ab" for metric in names]
+    rows += [(image, "reconstruction", "l1_error", 2.0) for image in "ab"]
+    metrics = pd.DataFrame(rows, columns=["image_id", "layer", "metric", "value"])
+    chosen = ("hoyer", "l_eps", "gini_map")
+    features = feature_matrix(metrics, 0.5, chosen)
+    assert [metric for _, metric in features.columns] == [
+        "hoyer", "gini_map", "l_eps_fraction_q50", "gate_l1", "l1_error",
+    ]  # fmt: skip
+    sets = predictor_sets(features, 0.5, chosen)
+    assert list(sets) == ["hoyer", "l_eps", "gini_map", "gates", "reconstruction", "all"]
+    assert sets["hoyer"].columns.tolist() == [("conv1", "hoyer")]
+    assert [expected_sign(name) for name in chosen] == [1, -1, 1]
+
+
+def test_every_metric_of_a_study_is_computed_has_a_name_a_sign_and_a_sentence() -> None:
+    known = set(get_args(Metric))
+    assert set(METRICS) | {"l_eps", "gini_map", "gini_position"} == known
+    assert set(METRIC_NAMES) == known
+    assert set(SIGNS) | {"l_eps"} == known
+    assert set(SAID) == known

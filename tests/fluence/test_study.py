@@ -76,6 +76,9 @@ def test_the_models_of_the_grid() -> None:
             r"data.training: no data set is called 'b'; there are: a",
         ),
         ({"analysis": {"epsilon": {"report": 0.3}}}, r"analysis.epsilon.report: must be one of"),
+        ({"analysis": {"sparsity": {"per": ["map", "unit"]}}}, r"must hold layer; write \[layer, map, unit\]"),
+        ({"analysis": {"metrics": ["gini_map"]}}, r"gini_map is only computed if sparsity.per holds map"),
+        ({"analysis": {"metrics": ["ginny"]}}, r"Input should be 'gini', 'l_eps'"),
         (
             {
                 "training": {"batch_size": 32, "micro_batch_size": 8},

@@ -37,6 +37,17 @@ def test_parameters_and_units_are_those_of_the_network(kind: dict[str, object]) 
     assert cost.num_units == sum(int(np.prod(layer.shape)) for layer in network.recordable)
 
 
+def test_histograms_of_large_layers_take_space() -> None:
+    """8 maps of 64 × 64 are 32,768 units; the layers behind have fewer than 16,384, or exactly as many."""
+    small = study()
+    large = small.model_copy(update={"data": small.data.model_copy(update={"image_size_px": 128})})
+    units = [layer.num_units for layer in build(large.models["m"], 128, seed=0).recordable]
+    assert units[0] == 32_768
+    assert min(units) < 16_384
+    assert model_cost(large, large.models["m"]).num_bins == sum(number // 3 for number in units if number >= 16_384)
+    assert model_cost(small, small.models["m"]).num_bins == 0
+
+
 def test_only_recorded_layers_count() -> None:
     chosen = study(record={"layers": ["conv1"]})
     assert model_cost(chosen, chosen.models["m"]).num_units == 8 * (SIZE // 2) ** 2
@@ -140,6 +151,7 @@ def test_disk_by_hand() -> None:
     num_runs = 2 * 2
     assert found.disk_gb["packed"] == pytest.approx(110 * SIZE * SIZE * 3 / 1e9)
     assert found.disk_gb["activations"] == pytest.approx(num_runs * cost.num_units * 15 * 2 / 1e9)
+    assert found.disk_gb["histograms"] == pytest.approx(num_runs * cost.num_bins * 15 * 6 / 1e9)
     assert found.disk_gb["checkpoints"] == pytest.approx(num_runs * cost.num_parameters * 4 * 7 / 1e9)
     assert found.total_gb == pytest.approx(sum(found.disk_gb.values()))
 

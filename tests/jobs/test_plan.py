@@ -84,6 +84,8 @@ def test_changing_one_models_setting_runs_only_its_tasks_and_says_which_setting(
     [
         ({"record": {"tap": "pre"}}, {"extract", "measure", "analyse", "report"}),
         ({"analysis": {"epsilon": {"report": 0.25}}}, {"measure", "analyse", "report"}),
+        ({"analysis": {"sparsity": {"per": ["layer", "unit"]}}}, {"measure", "analyse", "report"}),
+        ({"analysis": {"metrics": ["gini", "hoyer"]}}, {"analyse", "report"}),
         ({"analysis": {"permutations": 199}}, {"analyse", "report"}),
         ({"description": "said better"}, {"report"}),
         ({"training": {"epochs": 3}}, {"train", "extract", "measure", "analyse", "report"}),
