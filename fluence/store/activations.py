@@ -293,6 +293,19 @@ class Activations:
         """Values of the images from `start` to before `stop`, as stored: float16 or float32 [images, units]."""
         return self._file[f"layers/{layer}"][start:stop]
 
+    def read_units(self, layer: str, start: int, stop: int) -> np.ndarray:
+        """Values of the units from `start` to before `stop` of all images, as stored: [images, stop − start]."""
+        return self._file[f"layers/{layer}"][:, start:stop]
+
+    def chunk_units(self, layer: str) -> int:
+        """Units of a layer that lie together on disk: steps of whole chunks read each of them once."""
+        dataset = self._file[f"layers/{layer}"]
+        return int((dataset.chunks or dataset.shape)[1])
+
+    def reference_units(self, layer: str, start: int, stop: int) -> np.ndarray:
+        """The same as `read_units` of the training images: [reference images, stop − start]."""
+        return self._file[f"reference/{layer}"][:, start:stop]
+
     def reference(self, layer: str) -> np.ndarray:
         """Values of the training images that ε is chosen on, as stored: [reference images, units]."""
         return self._file[f"reference/{layer}"][:]
