@@ -25,6 +25,7 @@ from analysis.statistics import (
     why_untestable,
 )
 from analysis.tables import Design, covariate_design
+from analysis.typicality_words import PREFIX
 from fluence.study import Analysis
 
 
@@ -210,6 +211,7 @@ def predictor_sets(features: pd.DataFrame, report_quantile: float) -> dict[str, 
         "gini": features.loc[:, metrics == "gini"],
         "l_eps": features.loc[:, metrics == f"l_eps_fraction_{quantile_name(report_quantile)}"],
         "gates": features.loc[:, metrics.isin(list(REPORTED))],
+        "typicality": features.loc[:, metrics.str.startswith(PREFIX)],
         "reconstruction": features.loc[:, layers == RECONSTRUCTION],
         "sharpness": features.loc[:, layers == LOSS],
     }

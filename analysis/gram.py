@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -67,8 +67,9 @@ class Kept:
         Raises:
             UnwritableError: the disk is full.
         """
+        content: dict[str, Any] = arrays | {_MADE_FROM: np.array(self.made_from)}
         with atomic_path(self.path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{_MADE_FROM: np.array(self.made_from)}, **arrays)
+            np.savez(file, **content)
 
     def read(self) -> dict[str, np.ndarray] | None:
         """The arrays, or None if there are none that hold."""

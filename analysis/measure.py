@@ -6,13 +6,15 @@
 Metrics of a layer are `gini`, and `l_eps_count_qNN` and `l_eps_fraction_qNN` for each quantile NN of the ε rule; gates
 have those of `analysis.gates` in the place of L_ε. The layer `reconstruction` holds the errors of each image's
 reconstruction, the layer `loss` its sharpness and the norm of its gradient, if they were recorded. Memory does not grow
-with the images.
+with the images, but for typicality (`analysis.typicality`), where it grows with their square.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,7 +26,11 @@ from fluence.errors import ArtifactError
 from fluence.layout import Layout, Run
 from fluence.store.activations import Activations, LayerInfo
 from fluence.store.files import write_table
+from fluence.store.outcome import write_progress
 from fluence.study import Epsilon
+
+if TYPE_CHECKING:
+    from analysis.typicality import Asked
 
 RECONSTRUCTION = "reconstruction"
 """The layer that each image's errors are filed under."""
@@ -36,7 +42,15 @@ _BLOCK_BYTES = 32 << 20  # of stored values; sorting and comparing them takes a 
 _CHUNK_IMAGES = 32  # images per chunk of the file: smaller steps would read chunks twice
 
 
-def measure(run: Run, layout: Layout, epsilon: Epsilon, *, key: str, stop: Callable[[], bool] = lambda: False) -> None:
+def measure(
+    run: Run,
+    layout: Layout,
+    epsilon: Epsilon,
+    *,
+    key: str,
+    typicality: Asked | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Measures every layer of every image and writes the metrics, after the ε that was used.
 
     One that was interrupted continues behind its last finished block of images, and ends with the same bits as an
@@ -47,24 +61,53 @@ def measure(run: Run, layout: Layout, epsilon: Epsilon, *, key: str, stop: Calla
         layout: the study's folder.
         epsilon: the rule that chooses ε on the reference images.
         key: hash of what determines the metrics; kept in the file.
+        typicality: what is asked about it; None does not compute it.
         stop: asked after every block.
 
     Raises:
         ArtifactError: the activations are missing or damaged, or hold NaN or infinite values.
+        StudyError: there are too few images for the typicality that is asked for.
         Interrupted: `stop` answered True; what is done is kept.
     """
     path = layout.activations(run.id)
     with Activations(path) as source:
         partial = PartialMetrics(run, layout, source, key, stop)
+        typical = _typicality(source, source.layers, typicality, run, layout, key, stop)
         measured = {layer.name: _measure_layer(source, layer, epsilon, partial, path) for layer in source.layers}
         tables = [_thresholds(source, layer, epsilon, measured[layer.name]) for layer in source.layers]
-        pieces = [_long(source.image_ids, name, measured[name].metrics) for name in measured]
+        pieces = [_long(source.image_ids, name, measured[name].metrics | typical.get(name, {})) for name in measured]
         metrics = pd.concat([*pieces, _probes(source)], ignore_index=True)
     thresholds = pd.concat([table for table in tables if len(table)] or tables[:1])
     metrics.attrs = {"kind": "metrics", "format": 1, "key": key}
     write_table(layout.epsilon(run.id), thresholds)
     write_table(layout.metrics(run.id), metrics)
     partial.remove()
+
+
+def _typicality(
+    source: Activations,
+    layers: Sequence[LayerInfo],
+    asked: Asked | None,
+    run: Run,
+    layout: Layout,
+    key: str,
+    stop: Callable[[], bool],
+) -> dict[str, dict[str, np.ndarray]]:
+    """Layer → metric → values [images]; what is finished is kept beside the other metrics until all are written."""
+    if asked is None:
+        return {}
+    from analysis.typicality import typicality_of
+
+    written, progress = layout.activations(run.id).stat(), layout.progress("measure", run.id)
+    return typicality_of(
+        source,
+        layers,
+        asked,
+        folder=layout.partial_metrics(run.id),
+        made_from=json.dumps([key, written.st_size, written.st_mtime_ns]),
+        tell=lambda fraction, text: write_progress(progress, key, fraction, text),
+        stop=stop,
+    )
 
 
 def quantile_name(quantile: float) -> str:

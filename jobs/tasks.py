@@ -187,8 +187,7 @@ class _PackProgress:
     """Tells every second or so how many images are packed."""
 
     def __init__(self, task: Task, context: Context) -> None:
-        self._path, self._key = context.layout.progress(task.stage, task.name), task.key
-        self._told_s = 0.0
+        self._path, self._key, self._told_s = context.layout.progress(task.stage, task.name), task.key, 0.0
 
     def __call__(self, done: int, total: int) -> None:
         if time.monotonic() - self._told_s >= 1 or done == total:
@@ -239,9 +238,11 @@ def _extract(task: Task, context: Context) -> Result:
 
 def _measure(task: Task, context: Context) -> Result:
     from analysis.measure import measure
+    from analysis.tables import asked_typicality
 
     assert task.run is not None
-    measure(task.run, context.layout, context.study.analysis.epsilon, key=task.key, stop=context.stop)
+    study, layout, asked = context.study, context.layout, asked_typicality(context.study, context.layout)
+    measure(task.run, layout, study.analysis.epsilon, key=task.key, typicality=asked, stop=context.stop)
     return Result()
 
 

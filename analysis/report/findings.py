@@ -180,7 +180,8 @@ def _by_layer(evidence: Evidence, summary: Summary, estimator: str, title: str) 
             title,
             "Thin lines: interval over the images; thick lines: range over the seeds; filled: significant after "
             f"correction in every seed. n = {table['n'].min():,.0f} images. Fluency theory expects positive values for "
-            f"Gini, negative ones for all others.{incomplete(evidence, table[table['model'].isin(chunk)])}",
+            f"Gini{' and typicality' if evidence.study.analysis.typicality else ''}, negative ones for all "
+            f"others.{incomplete(evidence, table[table['model'].isin(chunk)])}",
             figures.correlations_by_layer,
             table[table["model"].isin(chunk)],
             present,

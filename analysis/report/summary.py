@@ -12,6 +12,7 @@ from analysis.gates import REPORTED
 from analysis.measure import LOSS, RECONSTRUCTION, quantile_name
 from analysis.report.evidence import Evidence
 from analysis.report.page import listed
+from analysis.typicality_words import PREFIX, metric_names
 
 _WHERE = ["model", "trained_on", "scorer", "subset"]
 GENERAL, ALL_IMAGES, POOLED, ALL_METRICS = "general", "all", "pooled", "all"
@@ -20,6 +21,7 @@ PREDICTOR_NAMES = {
     "gini": "Gini",
     "l_eps": "Lε",
     "gates": "gates",
+    "typicality": "typicality",
     "reconstruction": "reconstruction errors",
     "sharpness": "sharpness and gradient",
 }
@@ -92,9 +94,10 @@ def summarise(evidence: Evidence) -> Summary:
 
 
 def untrained_models(evidence: Evidence) -> set[str]:
-    """Models that were left untrained on purpose: the negative control."""
+    """Models left untrained on purpose, the negative control; not those that have the weights of others."""
     study = evidence.study
-    return {name for name in study.model_names if study.training_of(name).epochs == 0}
+    names = (name for name in study.model_names if study.models[name].pretrained is None)
+    return {name for name in names if study.training_of(name).epochs == 0}
 
 
 def reported_metrics(evidence: Evidence) -> dict[str, str]:
@@ -102,7 +105,8 @@ def reported_metrics(evidence: Evidence) -> dict[str, str]:
     quantile = evidence.study.analysis.epsilon.report
     gated = any(evidence.study.models[name].attention for name in evidence.study.model_names)
     names = {"gini": "Gini", f"l_eps_fraction_{quantile_name(quantile)}": f"Lε (q = {quantile:g})"}
-    return names | (REPORTED if gated else {})
+    typicality = evidence.study.analysis.typicality
+    return names | (REPORTED if gated else {}) | (metric_names(typicality) if typicality else {})
 
 
 def error_names(evidence: Evidence) -> dict[str, str]:
@@ -122,8 +126,11 @@ def metric_name(evidence: Evidence, layer: str, metric: str) -> str:
 
 
 def expected_sign(metric: str) -> int:
-    """The sign that fluency expects: beauty goes with sparse activity, few open gates, small errors and flat losses."""
-    return 1 if metric == "gini" else -1
+    """The sign that fluency expects of the correlation with beauty.
+
+    Beauty goes with sparse and typical activity, few open gates, small errors and flat losses.
+    """
+    return 1 if metric == "gini" or metric.startswith(PREFIX) else -1
 
 
 def _correlations(table: pd.DataFrame) -> pd.DataFrame:

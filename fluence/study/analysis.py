@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fluence.study.section import Section
+from fluence.study.typicality import Typicality
 
 
 class Epsilon(Section):
@@ -32,6 +33,8 @@ class Analysis(Section):
 
     epsilon: Epsilon = Epsilon()
     """How ε is chosen."""
+    typicality: Typicality | None = None
+    """Also compute how typical each image is; `null` does not."""
     covariates: tuple[str, ...] = ("group", "luminance_mean", "luminance_contrast", "pixel_gini", "age")
     """The confound baseline: `group` and any column of the packed images. One that a data set lacks is left out,
     and the report says so."""
