@@ -79,7 +79,8 @@ def sentence(settings: Typicality | None, num_reference: int) -> str:
     return (
         f" The typicality of an image for a layer is the log-density of its activations on the first {numbers} "
         f"principal components (exact, from the Gram matrix), fitted to {others}: {densities}; the density of what the "
-        f"components leave is given by itself (Tipping & Bishop 1999). No image was judged by a density that had seen it.{groups}"
+        f"components leave is given by itself (Tipping & Bishop 1999). No image was judged by a density that "
+        f"had seen it.{groups}"
     )
 
 
