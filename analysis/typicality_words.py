@@ -11,8 +11,8 @@ PREFIX = "typicality_"
 PARTS = {"gaussian": "Gaussian", "residual": "residual", "ppca": "PPCA", "gmm": "mixture"}
 """What is asked of an image, and its name for people."""
 
-KINDS = {"": "", "_group": ", own group", "_matched": ", as many of all groups"}
-"""Whom a density is fitted to: all images, those of the group, or as many as these of all groups."""
+KINDS = {"": "", "_group": ", own group", "_matched": ", matched"}
+"""Whom a density is fitted to: all images, those of the group, or as many as these of all groups (matched)."""
 
 SOURCES = {
     "ppca": "Tipping ME, Bishop CM (1999). Probabilistic principal component analysis. J R Stat Soc B 61:611–622.",
@@ -70,7 +70,7 @@ def sentence(settings: Typicality | None, num_reference: int) -> str:
         "duplicates on one side)"
     )
     groups = (
-        " The same was done within each group, and with as many images drawn from all groups."
+        " The same was done within each group, and with as many images drawn from all groups (matched)."
         if settings.groups
         else ""
     )

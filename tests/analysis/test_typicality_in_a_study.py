@@ -66,9 +66,7 @@ def test_the_report_names_it(made: MadeStudy) -> None:
     assert "positive values for Gini and typicality, negative ones for all others" in page
     assert "fitted to the images of the other folds (4 folds" in page
     evidence = gather(made.study, made.layout, made.runs)
-    assert metric_name(evidence, "conv1", "typicality_residual_matched") == (
-        "typicality (residual, as many of all groups) of conv1"
-    )
+    assert metric_name(evidence, "conv1", "typicality_residual_matched") == ("typicality (residual, matched) of conv1")
 
 
 def test_images_of_one_person_and_their_groups_come_from_the_packed_table(made: MadeStudy) -> None:
