@@ -27,6 +27,10 @@ BLOCK_UNITS = 16_384
 _BLOCK_VALUES = 1 << 24  # values of a block, 64 MiB as float32, where that many images leave room for a chunk
 _KEEP_EVERY_S = 30.0
 _LARGEST_EXPONENT = 40  # squares of values up to 2^40, summed over any layer, stay inside float32
+_ROWS_AT_A_TIME = 8  # which stay in the cache
+_SIGN_AND_NUMBER = np.int32(-0x70002000)  # bits of a float32 that a shifted float16 fills: 0x8fffe000
+_FACTOR = np.float32(2.0**112)
+_BEYOND_FLOAT16 = 65_536.0
 _MADE_FROM, _UNITS_DONE, _GRAM = "made_from", "units_done", "gram"
 
 Progress = Callable[[int, float], None]
@@ -121,13 +125,15 @@ def gram(
     """
     ids = np.concatenate([source.image_ids, source.reference_ids]) if with_reference else source.image_ids
     done, total = _continued(kept, len(ids)) if len(ids) else (num_units, np.zeros((0, 0)))
-    product = np.empty((len(ids), len(ids)), dtype=np.float32)
     step = block_units(len(ids), source.chunk_units(layer))
+    product = np.empty((len(ids), len(ids)), dtype=np.float32)
+    room = np.empty(len(ids) * min(step, num_units), dtype=np.float32)
     saved = began = time.monotonic()
     num_bytes = 0
     for stop_at, block in _blocks(source, layer, range(done, num_units, step), num_units, with_reference):
         num_bytes += block.nbytes
-        values, scale = _centred(block, layer, ids)
+        values = room[: block.size].reshape(block.shape)
+        scale = _centre(block, values, layer, ids)
         np.matmul(values, values.T, out=product)
         total += product if scale == 1 else scale * product.astype(np.float64)
         progress(stop_at, num_bytes / max(time.monotonic() - began, 1e-9))
@@ -174,14 +180,42 @@ def _blocks(
                 yield current
 
 
-def _centred(block: np.ndarray, layer: str, ids: np.ndarray) -> tuple[np.ndarray, float]:
-    """A block as float32 [n, units], minus the mean over the images, and the factor its products lack.
+def to_float32(values: np.ndarray, out: np.ndarray) -> None:
+    """Writes float16 or float32 values [rows, units] into `out` as float32, exactly.
+
+    Float16 is widened by its bits, some rows at a time, which is ten times as fast as numpy's own conversion: exponent
+    and fraction move to their places in a float32, and the difference of the exponents' offsets is a factor 2^112.
+    Infinite values and NaN so become 65,536 and more, which no float16 reaches.
+
+    Args:
+        values: in any order in memory.
+        out: float32, contiguous.
+
+    Source: IEEE 754-2019, table 3.5.
+    """
+    if values.dtype != np.float16:
+        np.copyto(out, values)
+        return
+    for start in range(0, len(values), _ROWS_AT_A_TIME):
+        rows = out[start : start + _ROWS_AT_A_TIME]
+        bits = rows.view(np.int32)
+        np.copyto(bits, values[start : start + _ROWS_AT_A_TIME].view(np.int16))
+        np.left_shift(bits, 13, out=bits)
+        np.bitwise_and(bits, _SIGN_AND_NUMBER, out=bits)
+        np.multiply(rows, _FACTOR, out=rows)
+
+
+def _centre(block: np.ndarray, values: np.ndarray, layer: str, ids: np.ndarray) -> float:
+    """Writes a block into `values`, float32 [n, units], minus the mean over the images.
 
     Values whose squares float32 cannot hold are multiplied by a power of two, which costs no digit.
+
+    Returns:
+        The factor that the products lack.
     """
-    values = block.astype(np.float32)
+    to_float32(block, values)
     largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))
-    if not np.isfinite(largest):
+    if not largest < (_BEYOND_FLOAT16 if block.dtype == np.float16 else np.inf):
         raise ArtifactError(_not_finite(block, layer, ids))
     exponent = int(np.frexp(largest)[1])
     if abs(exponent) <= _LARGEST_EXPONENT:
@@ -189,7 +223,7 @@ def _centred(block: np.ndarray, layer: str, ids: np.ndarray) -> tuple[np.ndarray
     else:
         np.ldexp(values, -exponent, out=values)
     values -= values.mean(axis=0)
-    return values, 4.0**exponent
+    return float(4.0**exponent)
 
 
 def _not_finite(block: np.ndarray, layer: str, ids: np.ndarray) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import gram as module
-from analysis.gram import Kept, block_units, gram
+from analysis.gram import Kept, block_units, gram, to_float32
 from fluence.errors import ArtifactError, Interrupted
 from fluence.store.activations import Activations, ActivationWriter, LayerInfo
 
@@ -107,6 +107,18 @@ def test_reference_images_are_the_last_rows() -> None:
     expected = reference_gram(np.concatenate([values, reference]))
     np.testing.assert_allclose(centred(found), expected, atol=1e-6 * np.abs(expected).max())
     assert gram(InMemory(values, reference), "conv1", 60).shape == (12, 12)
+
+
+def test_every_float16_is_widened_exactly() -> None:
+    """All 65,536 of them: zeros with their signs, subnormal numbers, and those that are none."""
+    every = np.arange(65_536, dtype=np.uint16).view(np.float16).reshape(64, 1024)
+    for values in (every, np.asfortranarray(every), every[:, ::2], every[:5]):
+        out = np.empty(values.shape, np.float32)
+        to_float32(values, out)
+        finite = np.isfinite(values)
+        np.testing.assert_array_equal(out[finite].view(np.uint32), values[finite].astype(np.float32).view(np.uint32))
+        assert (np.abs(out[~finite]) >= 65_536).all()
+        assert (np.abs(out[finite]) < 65_536).all()
 
 
 # ── Blocks ───────────────────────────────────────────────────────────────────────────────────────────────────────
