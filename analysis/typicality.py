@@ -16,6 +16,7 @@ components of a layer come from sub-blocks of one Gram matrix. Metrics, per imag
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from fluence.store.activations import LayerInfo
 from fluence.study.typicality import IMAGES_PER_COMPONENT, Typicality
 
 _FORMAT = 1
+_TELL_EVERY_S = 1.0
 Metrics = dict[str, np.ndarray]
 Stop = Callable[[], bool]
 
@@ -54,13 +56,13 @@ class Asked:
         seed: of folds, drawn images and mixtures.
         images: the packed rated images, indexed by image_id, with columns `group`, `cluster` and `sha256` of the
             pixels; in any order.
-        reference_sha256: the same of the training images, by image_id; for `reference: training`.
+        reference_sha256: the same of the training images, by image_id.
     """
 
     settings: Typicality
     seed: int
     images: pd.DataFrame
-    reference_sha256: pd.Series | None = None
+    reference_sha256: pd.Series
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,15 @@ def _of_layer(
 
 
 def _teller(tell: Callable[[float, str], None], layers: Sequence[LayerInfo], number: int) -> Progress:
-    """What tells of the progress in one of the layers: the share of all values, and where it is."""
+    """What tells every second or so of the progress in one of the layers: the share of all values, and the place."""
     before, total = sum(layer.num_units for layer in layers[:number]), sum(layer.num_units for layer in layers)
+    told_s = 0.0
 
     def progress(units: int, rate: float) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s < _TELL_EVERY_S and units < layers[number].num_units:
+            return
+        told_s = time.monotonic()
         place = f"typicality of layer {layers[number].name} ({number + 1} of {len(layers)})"
         tell((before + units) / total, f"{place}, {rate / 1e6:,.0f} MB/s")
 
@@ -161,12 +168,7 @@ def plan_fits(source: Units, asked: Asked) -> list[Fit]:
         ArtifactError: the file holds images that are no longer packed.
         StudyError: there are too few images for these components, folds or groups.
     """
-    missing = pd.Index(source.image_ids).difference(asked.images.index)
-    if len(missing):
-        raise ArtifactError(
-            f"{len(missing)} of {len(source.image_ids)} recorded images are no longer packed, first {missing[0]}; "
-            "extract this run again"
-        )
+    _refuse_unknown(source.image_ids, asked.images.index)
     images = asked.images.loc[source.image_ids]
     if asked.settings.reference == "training":
         return [_fit_to_training_images(source, images, asked)]
@@ -178,11 +180,20 @@ def plan_fits(source: Units, asked: Asked) -> list[Fit]:
     return fits
 
 
+def _refuse_unknown(recorded: np.ndarray, packed: pd.Index) -> None:
+    missing = pd.Index(recorded).difference(packed)
+    if len(missing):
+        raise ArtifactError(
+            f"{len(missing)} of {len(recorded)} recorded images are no longer packed, first {missing[0]}; "
+            "extract this run again"
+        )
+
+
 def _fit_to_training_images(source: Units, images: pd.DataFrame, asked: Asked) -> Fit:
     """Rows of reference images follow those of the rated ones. One that is a rated image too is left out."""
     hashes = asked.reference_sha256
-    known = hashes.loc[source.reference_ids].to_numpy() if hashes is not None else np.array([])
-    others = ~np.isin(known, images["sha256"]) if len(known) else np.ones(len(source.reference_ids), dtype=bool)
+    _refuse_unknown(source.reference_ids, hashes.index)
+    others = ~hashes.loc[source.reference_ids].isin(images["sha256"]).to_numpy()
     advice = f", or `record.reference_images: {asked.settings.fewest_images}` or more"
     _require(int(others.sum()), asked.settings, "reference images that are not rated", advice)
     return Fit("", len(images) + np.flatnonzero(others), np.arange(len(images)))

@@ -144,7 +144,7 @@ def _densities(path: Path, num_images: int, num_units: int) -> Callable[[], None
     matrix = gram(source, LAYER, num_units)
     wanted = Typicality(components=COMPONENTS, estimators=("gaussian", "ppca", "gmm"))
     plain = {"group": "all", "cluster": range(num_images), "sha256": source.image_ids}
-    fits = plan_fits(source, Asked(wanted, 0, pd.DataFrame(plain, index=source.image_ids)))
+    fits = plan_fits(source, Asked(wanted, 0, pd.DataFrame(plain, index=source.image_ids), pd.Series(dtype=str)))
     layer = LayerInfo(LAYER, (num_units,), "post", "conv")
 
     def work() -> None:

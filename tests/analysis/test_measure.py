@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import gram
+from analysis import gram, typicality
 from analysis import measure as module
 from analysis.cells import predictor_sets
 from analysis.measure import choose_epsilon, measure, quantile_name
@@ -151,7 +151,7 @@ def test_nan_names_layer_and_image_and_leaves_nothing(layout: Layout, monkeypatc
 def typicality_of_all(num_images: int) -> Asked:
     ids = [f"face-{number}" for number in range(num_images)]
     images = pd.DataFrame({"group": "a", "cluster": range(num_images), "sha256": ids}, index=ids)
-    return Asked(Typicality(components=3, folds=4), 0, images)
+    return Asked(Typicality(components=3, folds=4), 0, images, pd.Series(dtype=str))
 
 
 def test_typicality_stands_beside_the_other_metrics_of_a_layer(layout: Layout) -> None:
@@ -178,6 +178,7 @@ def test_typicality_that_was_interrupted_is_not_made_again(layout: Layout, monke
     measure(RUN, layout, EPSILON, key="k", typicality=asked)
     undisturbed = read_table(layout.metrics(RUN.id))
     monkeypatch.setattr(gram, "BLOCK_UNITS", 5)
+    monkeypatch.setattr(typicality, "_TELL_EVERY_S", 0.0)
     monkeypatch.setattr(module.Activations, "chunk_units", lambda self, layer: 5)
     calls = iter(range(99))
     with pytest.raises(Interrupted, match="stopped at unit 25 of 48 of layer conv1"):

@@ -36,7 +36,8 @@ def table(num_images: int, **columns: object) -> pd.DataFrame:
 
 def asked(num_images: int, images: pd.DataFrame | None = None, **settings: object) -> Asked:
     chosen = Typicality.model_validate({"components": 3, "folds": 4} | settings)
-    return Asked(chosen, 0, table(num_images) if images is None else images)
+    hashes = pd.Series([f"ref-{number}" for number in range(99)], [f"ref-{number}" for number in range(99)])
+    return Asked(chosen, 0, table(num_images) if images is None else images, hashes)
 
 
 def run(source: InMemory, wanted: Asked, folder: Path, **others: object) -> dict[str, np.ndarray]:
@@ -221,9 +222,8 @@ def test_training_images_judge_all_rated_ones(tmp_path: Path) -> None:
 
 def test_a_training_image_that_is_rated_too_is_left_out() -> None:
     source = InMemory(with_hidden(20), with_hidden(40, seed=1))
-    hashes = pd.Series([f"ref-{number}" for number in range(40)], index=source.reference_ids)
-    hashes.iloc[[3, 30]] = ["face-2", "face-19"]
-    wanted = dataclasses.replace(asked(20, reference="training"), reference_sha256=hashes)
+    wanted = asked(20, reference="training")
+    wanted.reference_sha256.loc[["ref-3", "ref-30"]] = ["face-2", "face-19"]
     (fit,) = plan_fits(source, wanted)
     assert sorted(set(range(20, 60)) - set(fit.train)) == [23, 50]
     np.testing.assert_array_equal(fit.judged, np.arange(20))
@@ -334,6 +334,10 @@ def test_groups_that_are_all_too_small() -> None:
 def test_images_that_left_the_manifest() -> None:
     with pytest.raises(ArtifactError, match=r"2 of 60 recorded images are no longer packed, first face-58; extract"):
         plan_fits(InMemory(with_hidden(60)), asked(60, table(58)))
+    wanted = asked(20, reference="training")
+    fewer = dataclasses.replace(wanted, reference_sha256=wanted.reference_sha256.iloc[1:])
+    with pytest.raises(ArtifactError, match=r"1 of 40 recorded images are no longer packed, first ref-0"):
+        plan_fits(InMemory(with_hidden(20), with_hidden(40)), fewer)
 
 
 def test_of_float16_responses_with_zeros(tmp_path: Path) -> None:
