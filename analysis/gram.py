@@ -42,15 +42,13 @@ class Units(Protocol):
 
     image_ids: np.ndarray
     reference_ids: np.ndarray
+    chunk_units: int  # units that lie together on disk
 
     def read_units(self, layer: str, start: int, stop: int) -> np.ndarray:
         """Values [images, stop − start]."""
 
     def reference_units(self, layer: str, start: int, stop: int) -> np.ndarray:
         """The same of the reference images."""
-
-    def chunk_units(self, layer: str) -> int:
-        """Units that lie together on disk."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def gram(
     """
     ids = np.concatenate([source.image_ids, source.reference_ids]) if with_reference else source.image_ids
     done, total = _continued(kept, len(ids)) if len(ids) else (num_units, np.zeros((0, 0)))
-    step = block_units(len(ids), source.chunk_units(layer))
+    step = block_units(len(ids), source.chunk_units)
     product = np.empty((len(ids), len(ids)), dtype=np.float32)
     room = np.empty(len(ids) * min(step, num_units), dtype=np.float32)
     saved = began = time.monotonic()

@@ -131,7 +131,7 @@ def _ours(path: Path, num_images: int, num_units: int) -> Components:
 
 
 def _product(path: Path, num_images: int, num_units: int) -> None:
-    step = block_units(num_images, FirstImages(path, num_images).chunk_units(LAYER))
+    step = block_units(num_images, FirstImages(path, num_images).chunk_units)
     block = np.random.default_rng(0).random((num_images, min(step, num_units)), dtype=np.float32)
     total, product = np.zeros((num_images, num_images)), np.empty((num_images, num_images), np.float32)
     for start in range(0, num_units, step):
@@ -142,7 +142,7 @@ def _product(path: Path, num_images: int, num_units: int) -> None:
 def _densities(path: Path, num_images: int, num_units: int) -> Callable[[], None]:
     source = FirstImages(path, num_images)
     matrix = gram(source, LAYER, num_units)
-    wanted = Typicality(components=COMPONENTS, estimators=("gaussian", "ppca", "gmm"))
+    wanted = Typicality(components=min(COMPONENTS, num_images // 8), estimators=("gaussian", "ppca", "gmm"))
     plain = {"group": "all", "cluster": range(num_images), "sha256": source.image_ids}
     fits = plan_fits(source, Asked(wanted, 0, pd.DataFrame(plain, index=source.image_ids), pd.Series(dtype=str)))
     layer = LayerInfo(LAYER, (num_units,), "post", "conv")

@@ -268,10 +268,13 @@ class Activations:
         layers: what is recorded, in the order of the network.
         probes: values recorded once per image, indexed by image_id.
         attributes: what the extractor wrote about the file, with its `key`.
+        chunk_units: blocks of units that begin at multiples of this are read fastest.
 
     Raises:
         ArtifactError: the file is missing, truncated, foreign, or of another version.
     """
+
+    chunk_units: int = _CHUNK_UNITS
 
     def __init__(self, path: Path) -> None:
         self._file = file = open_checked(path, KIND, FORMAT)
@@ -296,11 +299,6 @@ class Activations:
     def read_units(self, layer: str, start: int, stop: int) -> np.ndarray:
         """Values of the units from `start` to before `stop` of all images, as stored: [images, stop − start]."""
         return self._file[f"layers/{layer}"][:, start:stop]
-
-    def chunk_units(self, layer: str) -> int:
-        """Units of a layer that lie together on disk: steps of whole chunks read each of them once."""
-        dataset = self._file[f"layers/{layer}"]
-        return int((dataset.chunks or dataset.shape)[1])
 
     def reference_units(self, layer: str, start: int, stop: int) -> np.ndarray:
         """The same as `read_units` of the training images: [reference images, stop − start]."""

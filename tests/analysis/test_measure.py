@@ -179,7 +179,7 @@ def test_typicality_that_was_interrupted_is_not_made_again(layout: Layout, monke
     undisturbed = read_table(layout.metrics(RUN.id))
     monkeypatch.setattr(gram, "BLOCK_UNITS", 5)
     monkeypatch.setattr(typicality, "_TELL_EVERY_S", 0.0)
-    monkeypatch.setattr(module.Activations, "chunk_units", lambda self, layer: 5)
+    monkeypatch.setattr(module.Activations, "chunk_units", 5)
     calls = iter(range(99))
     with pytest.raises(Interrupted, match="stopped at unit 25 of 48 of layer conv1"):
         measure(RUN, layout, EPSILON, key="k", typicality=asked, stop=lambda: next(calls) == 4)
