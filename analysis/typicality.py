@@ -37,7 +37,7 @@ from analysis.gates import GATE
 from analysis.gram import Kept, Progress, Units, gram
 from analysis.ridge import divide
 from analysis.typicality_words import metric_name
-from fluence.errors import ArtifactError, StudyError
+from fluence.errors import ArtifactError, Interrupted, StudyError
 from fluence.store.activations import LayerInfo
 from fluence.study.typicality import IMAGES_PER_COMPONENT, Typicality
 
@@ -121,6 +121,8 @@ def typicality_of(
             metrics = _of_layer(source, layer, fits, asked, unfinished, _teller(tell, chosen, number), stop)
             finished.write(**metrics)
             unfinished.path.unlink(missing_ok=True)
+            if layer != chosen[-1] and stop():
+                raise Interrupted(f"stopped after the typicality of layer {layer.name}")
         found[layer.name] = metrics
     return found
 

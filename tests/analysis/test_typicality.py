@@ -114,6 +114,21 @@ def test_scale_and_shift_of_all_values_do_not_change_who_is_typical(seed: int, f
         np.testing.assert_allclose(change, -size * np.log(factor), rtol=1e-4, atol=1e-3)
 
 
+def test_finds_the_density_that_the_images_were_drawn_from(tmp_path: Path) -> None:
+    """Held out and fitted to 270 of 300 images, each part orders them as the truth does."""
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(NUM_UNITS, 3)))[0].T
+    spread = np.array([30.0, 20, 10])
+    hidden = rng.normal(size=(300, 3)) * spread
+    noise = rng.normal(size=(300, NUM_UNITS))
+    found = run(InMemory((hidden @ axes + noise).astype(np.float32)), asked(300, folds=10), tmp_path)
+    outside = noise - noise @ axes.T @ axes
+    inside = -0.5 * ((hidden + noise @ axes.T) ** 2 / (spread**2 + 1)).sum(axis=1)
+    residual = -0.5 * (outside**2).sum(axis=1)
+    for name, truth in (("gaussian", inside), ("residual", residual), ("ppca", inside + residual)):
+        assert np.corrcoef(found[f"typicality_{name}"], truth)[0, 1] > 0.95
+
+
 # ── Mistakes of earlier studies ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -257,6 +272,17 @@ def test_continues_at_the_layer_and_unit_where_it_was(
     of(again, tmp_path / "b")
     assert again.num_read == 0
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["conv1.typicality", "conv2.typicality"]
+
+
+def test_stops_between_layers_of_a_single_block(tmp_path: Path) -> None:
+    layers = [LayerInfo(f"conv{number}", (200,), "post", "conv") for number in (1, 2, 3)]
+    source, wanted = InMemory(with_hidden(60)), asked(60)
+    for stopped in ("conv1", "conv2"):
+        with pytest.raises(Interrupted, match=f"after the typicality of layer {stopped}"):
+            typicality_of(source, layers, wanted, folder=tmp_path, made_from="key", stop=lambda: True)
+    found = typicality_of(source, layers, wanted, folder=tmp_path, made_from="key", stop=lambda: True)
+    assert set(found) == {"conv1", "conv2", "conv3"}
+    assert source.num_read == 3 * 200
 
 
 def test_tells_the_layer_the_share_and_the_rate(tmp_path: Path) -> None:
