@@ -26,6 +26,7 @@ from analysis.statistics import (
     why_untestable,
 )
 from analysis.tables import DEFAULT_METRICS, Design, covariate_design, reported_metrics
+from analysis.typicality_words import PREFIX
 from fluence.study import Analysis
 
 
@@ -213,6 +214,7 @@ def predictor_sets(
         family: features.loc[:, metrics == name] for name, family in reported_metrics(report_quantile, chosen).items()
     } | {
         "gates": features.loc[:, metrics.isin(list(REPORTED))],
+        "typicality": features.loc[:, metrics.str.startswith(PREFIX)],
         "reconstruction": features.loc[:, layers == RECONSTRUCTION],
         "sharpness": features.loc[:, layers == LOSS],
     }

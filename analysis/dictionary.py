@@ -31,7 +31,8 @@ _TEST: Columns = {
     "metric": (
         "gini; l_eps_fraction_qNN (share of units above ε); any other metric that analysis.metrics names "
         "(docs/statistics.md), with the sign fluency expects; of gates gate_l1 (mean) and gate_entropy (nats), both "
-        "expected to be negative; an error of the reconstruction; sharpness, gradient_norm",
+        "expected to be negative; typicality_… (log-likelihood, nats, expected to be positive); an error of the "
+        "reconstruction; sharpness, gradient_norm",
         "",
     ),
     "estimator": ("pearson; spearman; partial: Pearson's of what the covariates leave out of fold", ""),
@@ -52,8 +53,8 @@ _CORRELATION: Columns = {
 }
 _PREDICTORS: Columns = {
     "predictors": (
-        "a metric of analysis.metrics (gini, l_eps, …), gates, reconstruction, sharpness: this family of metrics at "
-        "all layers; all: all together",
+        "a metric of analysis.metrics (gini, l_eps, …), gates, typicality, reconstruction, sharpness: this family of "
+        "metrics at all layers; all: all together",
         "",
     ),
     "estimator": ("how R² is estimated", ""),

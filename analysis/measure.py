@@ -8,14 +8,16 @@
 Metrics of a layer are those of `analysis.sparsity.METRICS`, and `l_eps_count_qNN` and `l_eps_fraction_qNN` for each
 quantile NN of the ε rule; gates have `gini` and those of `analysis.gates`. The layer `reconstruction` holds the errors
 of each image's reconstruction, the layer `loss` its sharpness and the norm of its gradient, if they were recorded.
-Memory does not grow with the number of units, and with the images only by their metrics.
+Memory does not grow with the number of units, and with the images only by their metrics, but for typicality
+(`analysis.typicality`), where it grows with their square.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -31,7 +33,11 @@ from fluence.layout import Layout, Run
 from fluence.store.activations import Activations, LayerInfo
 from fluence.store.files import write_table, write_tables
 from fluence.store.histograms import HistogramFile, Histograms, HistogramWriter, is_kept
+from fluence.store.outcome import write_progress
 from fluence.study import Epsilon, SparsityMetrics
+
+if TYPE_CHECKING:
+    from analysis.typicality import Asked
 
 __all__ = ["LOSS", "LOSS_PROBES", "RECONSTRUCTION", "measure", "quantile_name"]
 
@@ -49,6 +55,7 @@ def measure(
     sparsity: SparsityMetrics | None = None,
     *,
     key: str,
+    typicality: Asked | None = None,
     stop: Callable[[], bool] = lambda: False,
     rank: int = 0,
     world_size: int = 1,
@@ -65,6 +72,7 @@ def measure(
         epsilon: the rule that chooses ε on the reference images.
         sparsity: over what sparsity is measured.
         key: hash of what determines the metrics; kept in the file.
+        typicality: what is asked about it; None does not compute it.
         stop: asked after every block.
         rank: number of this process, from 0.
         world_size: number of processes that share the layers.
@@ -72,6 +80,7 @@ def measure(
     Raises:
         ArtifactError: the activations are missing, damaged, of another run or of no image, or hold NaN or infinite
             values.
+        StudyError: there are too few images for the typicality that is asked for.
         Interrupted: `stop` answered True; what is done is kept.
     """
     keep_freed_memory()  # blocks come and go
@@ -87,6 +96,8 @@ def measure(
         work = _Work(source, epsilon, sparsity or SparsityMetrics(), partial, kept, shares, layout.activations(run.id))
         if read := sum(work.is_read_from_histograms(layer) for layer in own):
             print(f"{run.label}: reads the histograms of {read} layers, not their activations", flush=True)
+        typical = _Typicality(run, layout, source, typicality, key, stop, tells=rank == 0)
+        typical.of(own)
         try:
             for layer in own:
                 work.do(layer)
@@ -100,7 +111,7 @@ def measure(
             if layer not in own:
                 partial.wait_for(layer, work.needs_units)
                 work.do(layer)  # what is damaged of it
-        _write(run, layout, work, key)
+        _write(run, layout, work, typical.of(source.layers), key)
     partial.remove()
 
 
@@ -223,6 +234,49 @@ class _Work:
         )
 
 
+class _Typicality:
+    """How typical the images are, which is kept beside the other metrics until all are written.
+
+    Args:
+        run: the run that is measured.
+        layout: the study's folder.
+        source: its activations.
+        asked: what is asked; None computes nothing.
+        key: hash of what determines the metrics.
+        stop: asked after every block.
+        tells: whether this process says how far the run has come.
+    """
+
+    def __init__(
+        self, run: Run, layout: Layout, source: Activations, asked: Asked | None, key: str,
+        stop: Callable[[], bool], *, tells: bool,
+    ) -> None:  # fmt: skip
+        self._source, self._asked, self._key, self._stop = source, asked, key, stop
+        self._folder = layout.partial_metrics(run.id)
+        self._progress = layout.progress("measure", run.id) if tells else None
+        self._made_from = f"{key} {source_stamp(layout, run, source)}"
+
+    def of(self, layers: Sequence[LayerInfo]) -> dict[str, dict[str, np.ndarray]]:
+        """Layer → metric → values [images]; what is finished is read and not computed again."""
+        if self._asked is None:
+            return {}
+        from analysis.typicality import typicality_of
+
+        return typicality_of(
+            self._source,
+            layers,
+            self._asked,
+            folder=self._folder,
+            made_from=self._made_from,
+            tell=self._tell,
+            stop=self._stop,
+        )
+
+    def _tell(self, fraction: float, text: str) -> None:
+        if self._progress:
+            write_progress(self._progress, self._key, fraction, text)
+
+
 def _refuse_unusable(source: Activations, run: Run, layout: Layout) -> None:
     path = layout.activations(run.id)
     of = str(source.attributes.get("run", run.id))
@@ -254,7 +308,7 @@ def _dtype(source: Activations, layer: LayerInfo) -> np.dtype:
 # ── Writing ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _write(run: Run, layout: Layout, work: _Work, key: str) -> None:
+def _write(run: Run, layout: Layout, work: _Work, typical: dict[str, dict[str, np.ndarray]], key: str) -> None:
     """Writes every table, and then the histograms: once they are there, a later measuring reads them."""
     source, partial = work.source, work.partial
     thresholds = [_thresholds(work.plan(layer), work.reference(work.plan(layer)), source) for layer in source.layers]
@@ -264,7 +318,10 @@ def _write(run: Run, layout: Layout, work: _Work, key: str) -> None:
     else:
         layout.unit_metrics(run.id).unlink(missing_ok=True)
     write_table(layout.epsilon(run.id), pd.concat([table for table in thresholds if len(table)] or thresholds[:1]))
-    layers = (_long(source.image_ids, layer.name, partial.metrics_of(layer)) for layer in source.layers)
+    layers = (
+        _long(source.image_ids, layer.name, partial.metrics_of(layer) | typical.get(layer.name, {}))
+        for layer in source.layers
+    )
     write_tables(layout.metrics(run.id), _and(layers, _probes(source)), {"kind": "metrics", "format": 2, "key": key})
     _write_histograms(run, layout, work)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from analysis import constraints, measures, networks, optimisation
+from analysis import constraints, measures, networks, optimisation, typicality_words
 from analysis.kinds import (
     circular,
     code_terms,
@@ -236,6 +236,8 @@ def _trunk(weights: str) -> str:
 def _epochs(study: Study, name: str, facts: Facts) -> str:
     planned = study.training_of(name).epochs
     if planned == 0:
+        if study.models[name].pretrained is not None:
+            return "Its encoder kept these weights; nothing was trained on, and its latents and decoder are random."
         return "It was left untrained, as a negative control."
     if name not in facts.epochs_run:
         return f"It was to be trained for {count(planned, 'epoch')}; no run got that far."
@@ -260,7 +262,8 @@ def _metrics(study: Study, facts: Facts) -> str:
         f"Each rated image was passed through each network in evaluation mode{mean} and the "
         f"activations of {which} were recorded {tap} the non-linearity{f' ({counts} layers)' if counts else ''}. "
         f"{measures.sentences(study.analysis, record.reference_images)} The reconstruction error of each image was "
-        f"measured as {listing(errors)}.{_sharpness(record.sharpness)} "
+        f"measured as {listing(errors)}.{_sharpness(record.sharpness)}"
+        f"{typicality_words.sentence(study.analysis.typicality, record.reference_images)} "
         f"{constraints.gate_sentence([study.models[n] for n in study.model_names])}"
     ).strip()
 
@@ -324,8 +327,9 @@ def _references(study: Study) -> tuple[str, ...]:
     mean_and_kl = (has_prior(m) and any(t.loss in means for t in m.reconstruction) for m in models)
     cited += ["beta"] if any(mean_and_kl) else []
     cited += optimisation.cited(study)
+    typicality = typicality_words.cited(study.analysis.typicality)
     sources = {*(_SOURCES[key] for key in cited), *(constraints.SOURCES[key] for key in constraints.cited(models))}
-    return tuple(sorted(sources))
+    return tuple(sorted({*sources, *(typicality_words.SOURCES[key] for key in typicality)}))
 
 
 def _used(study: Study) -> list[Model]:

@@ -33,6 +33,7 @@ from fluence.store.histograms import Histograms
 from fluence.store.outcome import write_progress
 
 _FORMAT = 2
+_OF_TYPICALITY = (".typicality", ".gram")  # which say themselves what they were made from
 _SAVE_EVERY_S = 5.0
 _SAVE_BYTES = 64 << 20  # of histograms that are held in memory
 _POLL_S = 2.0
@@ -121,7 +122,7 @@ class PartialMetrics:
             self._path(layer, "failed").unlink(missing_ok=True)
         folder = self._layout.partial_metrics(self._run.id)
         for path in folder.iterdir() if folder.is_dir() else ():
-            if f".{self._made_from}." not in path.name:
+            if f".{self._made_from}." not in path.name and path.suffix not in _OF_TYPICALITY:
                 path.unlink(missing_ok=True)
 
     def reference_of(self, layer: LayerInfo) -> Reference | None:

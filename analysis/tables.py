@@ -13,9 +13,13 @@ from scipy.sparse.csgraph import connected_components
 
 from analysis.gates import REPORTED
 from analysis.measure import LOSS, RECONSTRUCTION, quantile_name
+from analysis.typicality import Asked
+from analysis.typicality_words import PREFIX
 from fluence.errors import ArtifactError, StudyError
+from fluence.layout import Layout
 from fluence.store.files import read_table
-from fluence.study import Analysis, group_slug
+from fluence.store.packed import Packed
+from fluence.study import Analysis, Study, group_slug
 
 UNKNOWN_GROUP = "unknown"
 DEFAULT_METRICS = Analysis().metrics
@@ -61,17 +65,37 @@ def rated_images(table: pd.DataFrame, score: str, group_by: Sequence[str]) -> pd
                 f"{key}: the rated images have no column {column!r}; there are: {', '.join(map(str, table.columns))}"
             )
     ratings = _numbers(table, score)
-    rated = table.assign(
-        score=ratings,
-        group=[_group(row) for row in table[list(group_by)].itertuples(index=False)],
-        cluster=clusters(table),
-    )
-    rated = rated[rated["score"].notna()].set_index("image_id", drop=False)
+    rated = grouped_images(table.assign(score=ratings), group_by)
+    rated = rated[rated["score"].notna()]
     if rated.empty:
         raise StudyError(f"data.score: no image has a rating in column {score!r}; nothing can be explained")
     if rated["score"].nunique() == 1:
         raise StudyError(f"data.score: all {len(rated)} ratings in column {score!r} are equal: nothing to explain")
     return rated
+
+
+def grouped_images(table: pd.DataFrame, group_by: Sequence[str]) -> pd.DataFrame:
+    """All images of a packed table, indexed by image_id, with columns `group` and `cluster` (see `rated_images`).
+
+    Args:
+        table: the manifest with its covariates, one row per image.
+        group_by: columns whose combinations are the groups; all there.
+    """
+    groups = [_group(row) for row in table[list(group_by)].itertuples(index=False)]
+    return table.assign(group=groups, cluster=clusters(table)).set_index("image_id", drop=False)
+
+
+def asked_typicality(study: Study, layout: Layout) -> Asked | None:
+    """What a study asks about typicality, with the images that it knows; None if nothing.
+
+    Raises:
+        ArtifactError: a packed data set is missing or damaged.
+    """
+    if study.analysis.typicality is None:
+        return None
+    rated, training = (Packed(layout.packed(name)).table for name in (study.data.rated, study.data.training))
+    images = grouped_images(rated, study.data.group_by)
+    return Asked(study.analysis.typicality, study.analysis.seed, images, training.set_index("image_id")["sha256"])
 
 
 def clusters(table: pd.DataFrame) -> np.ndarray:
@@ -126,7 +150,7 @@ def feature_matrix(
     """The metrics that enter the tests, image × (layer, metric).
 
     Of layers those that the study chooses, L_ε by its fraction at the reported quantile; of gates their mean and
-    entropy; errors, and sharpness with the norm of the gradient.
+    entropy; all typicality that was computed; errors, and sharpness with the norm of the gradient.
 
     The count of L_ε is left out: it is the fraction times a constant, and would only enlarge the family of tests. So
     would the effective number of gates, which is a function of the entropy.
@@ -137,6 +161,7 @@ def feature_matrix(
         chosen: names of metrics of layers (`Analysis.metrics`).
     """
     reported = metrics["metric"].isin([*reported_metrics(report_quantile, chosen), *REPORTED])
+    reported |= metrics["metric"].str.startswith(PREFIX)
     return wide(metrics[reported | metrics["layer"].isin([RECONSTRUCTION, LOSS])])
 
 

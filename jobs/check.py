@@ -40,10 +40,11 @@ def check(study: Study, layout: Layout, *, strict: bool = False) -> Report:
         findings += _images(name, manifest, strict)
     rated, training = manifests.get(study.data.rated), manifests.get(study.data.training)
     if rated is not None:
-        findings += [*_ratings(study, rated), *_covariates(study, rated)]
+        findings += [*_ratings(study, rated), *_covariates(study, rated), *_images_of_densities(study, rated)]
     if training is not None:
         findings += [*_groups(study, training, rated), *_attributes(study, training)]
     models = list(_models(study))
+    models += _layers_of_densities(study)
     findings += [*models, *look_for_weights(study), *_device(study), *_output(layout)]
     if rated is not None and training is not None and not Report(tuple(models)).has_errors:
         sizes = {**training.table["group"].value_counts(), ALL: len(training.table)}
@@ -142,6 +143,23 @@ def _covariates(study: Study, rated: Manifest) -> Findings:
             yield Finding(level, "analysis.covariates", f"no column {covariate!r}; it will be left out", hint)
 
 
+def _images_of_densities(study: Study, rated: Manifest) -> Findings:
+    """Whether the folds of a cross-fitted typicality leave enough images for its components."""
+    asked, key = study.analysis.typicality, "analysis.typicality.components"
+    if asked is None or asked.reference == "training":
+        return
+    sizes = {"rated images": len(rated.table)}
+    if asked.groups and "group" in rated.table:
+        largest = rated.table["group"].value_counts()
+        sizes |= {f"images in the largest group, {name}": size for name, size in largest.iloc[:1].items()}
+    for what, size in sizes.items():
+        left = size - math.ceil(size / asked.folds)
+        if left < asked.fewest_images:
+            needed = f"{max(asked.each_components)} components need {asked.fewest_images} images"
+            found = f"{needed}, and {asked.folds} folds leave {left} of the {size} {what}"
+            yield Finding("error", key, found, f"write at most {left // 5}" if left >= 5 else "write typicality: null")
+
+
 def _groups(study: Study, training: Manifest, rated: Manifest | None) -> Findings:
     sizes = training.table["group"].value_counts()
     there = ", ".join(f"{name} ({size})" for name, size in sizes.items())
@@ -219,6 +237,21 @@ def _models(study: Study) -> Findings:
             *_defeated(model, key),
             *_shell(model, key, study.data.image_size_px),
         ]
+
+
+def _layers_of_densities(study: Study) -> Findings:
+    """Whether some model records each layer whose typicality is asked for."""
+    from fluence.architectures import check_layers, recordable_names
+
+    asked, recorded, key = study.analysis.typicality, study.record.layers, "analysis.typicality.layers"
+    if asked is None or asked.layers == "all":
+        return
+    try:
+        every = (name for model in study.model_names for name in recordable_names(study.models[model]))
+        kept = [name for name in dict.fromkeys(every) if recorded == "encoder" or name in recorded]
+        check_layers(kept, asked.layers, f"{key}: the study")
+    except StudyError as error:
+        yield from findings_of(error, key, "write names of recorded layers, or all")
 
 
 def _defeated(model: Model, key: str) -> Findings:

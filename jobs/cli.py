@@ -79,11 +79,11 @@ def _weights(given: argparse.Namespace) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
+    from jobs.bodies import Execution
     from jobs.plan import plan
     from jobs.pool import Machine, Pool
     from jobs.snapshot import take_snapshot
     from jobs.status import locked
-    from jobs.tasks import Execution
     from jobs.weights import refuse_to_run_without_weights
 
     study, layout = _load(given)
@@ -262,9 +262,10 @@ def _cost(given: argparse.Namespace) -> int:
 
 
 def _report(given: argparse.Namespace) -> int:
+    from jobs.bodies import Execution
     from jobs.snapshot import take_snapshot
     from jobs.status import locked
-    from jobs.tasks import Execution, task_command
+    from jobs.tasks import task_command
 
     study, layout = _load(given)
     with locked(layout):

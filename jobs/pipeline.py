@@ -42,7 +42,7 @@ STAGES = (
     Stage("pack", each="dataset", version=2, uses_gpu=False, needs=()),
     Stage("train", each="run", version=2, uses_gpu=True, needs=("pack",)),
     Stage("extract", each="run", version=1, uses_gpu=True, needs=("pack", "train")),
-    Stage("measure", each="run", version=2, uses_gpu=False, needs=("extract",)),
+    Stage("measure", each="run", version=2, uses_gpu=False, needs=("pack", "extract")),
     Stage("analyse", each="study", version=1, uses_gpu=False, needs=("pack", "measure")),
     Stage("report", each="study", version=1, uses_gpu=False, needs=("analyse",)),
 )
@@ -157,8 +157,8 @@ def _run_tasks(
     train = _task("train", run.id, section, needs, run)
     record = {"record": study.record.model_dump(mode="json")}
     extract = _task("extract", run.id, record, (train, rated, trained_on), run)
-    metrics = study.analysis.model_dump(mode="json", include={"epsilon", "sparsity"})
-    return [train, extract, _task("measure", run.id, metrics, (extract,), run)]
+    needed = (rated, trained_on, extract) if study.analysis.typicality else (extract,)
+    return [train, extract, _task("measure", run.id, _measure_section(study), needed, run)]
 
 
 def _pack(study: Study, name: str, fingerprint: str) -> Task:
@@ -185,6 +185,16 @@ def _train_section(study: Study, model: str, group: str, seed: int) -> Section:
         "seed": seed,
         "min_group_size": study.data.min_group_size,
     }
+
+
+def _measure_section(study: Study) -> Section:
+    """ε and sparsity alone, or also typicality, with all that its folds and groups come from."""
+    analysis = study.analysis
+    section: Section = analysis.model_dump(mode="json", include={"epsilon", "sparsity"})
+    if analysis.typicality is None:
+        return section
+    typicality = analysis.typicality.model_dump(mode="json")
+    return section | {"typicality": typicality, "seed": analysis.seed, "group_by": list(study.data.group_by)}
 
 
 def _analysis_section(study: Study) -> Section:

@@ -19,10 +19,11 @@ from fluence.errors import UnwritableError
 from fluence.layout import Layout
 from fluence.store.files import explained
 from fluence.store.outcome import Outcome, read_progress, write_outcome
+from jobs.bodies import Execution
 from jobs.pipeline import STAGE, Task
 from jobs.plan import Planned, plan
 from jobs.snapshot import Snapshot
-from jobs.tasks import EXIT_INTERRUPTED, EXIT_WRONG, Execution, task_command
+from jobs.tasks import EXIT_INTERRUPTED, EXIT_WRONG, task_command
 
 _MOST_PLACES = 8
 _POLL_S = 0.1

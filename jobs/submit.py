@@ -13,6 +13,7 @@ from fluence.errors import RunError, StudyError
 from fluence.layout import Layout
 from fluence.store.files import atomic_path, write_text
 from jobs.batches import Choice, Draft, Drafts, Room, draft
+from jobs.bodies import Execution
 from jobs.code import code_folder, freeze_code
 from jobs.jobscript import PICKLE, SCRIPT, Place, job_parameters, job_script, refuse_strange_folder
 from jobs.journal import Batch, Journal
@@ -22,7 +23,7 @@ from jobs.sites import Site
 from jobs.slurm import NoAnswer, Slurm
 from jobs.snapshot import Snapshot
 from jobs.standing import standings
-from jobs.tasks import ClusterTask, Execution
+from jobs.tasks import ClusterTask
 
 _UNKNOWN = "fl-000000000000"
 _NEVER = 1_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from analysis.figures.plate import (
     ONE_COLUMN_IN,
     PALE,
     TWO_COLUMNS_IN,
+    WIDEST_LABEL,
     marker_of,
     shorten,
     zero_line,
@@ -84,7 +86,7 @@ def correlations_by_layer(rows: pd.DataFrame, metrics: Mapping[str, str], colour
     for row, (metric, label) in zip(panels, metrics.items(), strict=True):
         for axes, model in zip(row, models, strict=True):
             _correlation_panel(axes, rows[(rows["metric"] == metric) & (rows["model"] == model)], colours[model])
-        row[0].set_ylabel(f"r, {label}")
+        row[0].set_ylabel(textwrap.fill(f"r, {label}", WIDEST_LABEL))
     for axes, model in zip(panels[0], models, strict=True):
         axes.set_title(shorten(model))
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,7 @@ from analysis.figures.plate import (
     ONE_COLUMN_IN,
     PALE,
     TWO_COLUMNS_IN,
+    WIDEST_LABEL,
     shorten,
     zero_line,
 )
@@ -88,7 +90,7 @@ def distributions(values: pd.DataFrame, metrics: Mapping[str, str], colours: Map
         for axes, model in zip(row, models, strict=True):
             rows = values[(values["metric"] == metric) & (values["model"] == model)]
             _distribution_panel(axes, rows, colours[model])
-        row[0].set_ylabel(label)
+        row[0].set_ylabel(textwrap.fill(label, WIDEST_LABEL))
     for axes, model in zip(panels[0], models, strict=True):
         axes.set_title(shorten(model))
     return figure

@@ -21,6 +21,7 @@ from fluence.store.files import atomic_path
 ONE_COLUMN_IN, TWO_COLUMNS_IN = 3.5, 7.0
 Shows = Literal["numbers", "ratings", "images"]
 """What a figure shows: summaries, a mark for each rated image, or pictures."""
+WIDEST_LABEL = 24  # characters beside a panel of a grid, which would otherwise run into the next one's
 _DPI = 200
 _PHOTOGRAPHS_DPI = 150  # in the page, which holds all of them; the files have all dots
 INK, MUTED, PALE = "#1a1a1a", "#767676", "#eeeeee"

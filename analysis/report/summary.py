@@ -15,6 +15,7 @@ from analysis.report.evidence import Evidence
 from analysis.report.page import listed
 from analysis.sparsity import METRICS
 from analysis.tables import reported_metrics as layer_metrics
+from analysis.typicality_words import PREFIX, metric_names
 
 _WHERE = ["model", "trained_on", "scorer", "subset"]
 GENERAL, ALL_IMAGES, POOLED, ALL_METRICS = "general", "all", "pooled", "all"
@@ -39,6 +40,7 @@ PREDICTOR_NAMES = {
     "all": "all metrics",
     **METRIC_NAMES,
     "gates": "gates",
+    "typicality": "typicality",
     "reconstruction": "reconstruction errors",
     "sharpness": "sharpness and gradient",
 }
@@ -112,9 +114,10 @@ def summarise(evidence: Evidence) -> Summary:
 
 
 def untrained_models(evidence: Evidence) -> set[str]:
-    """Models that were left untrained on purpose: the negative control."""
+    """Models left untrained on purpose, the negative control; not those that have the weights of others."""
     study = evidence.study
-    return {name for name in study.model_names if study.training_of(name).epochs == 0}
+    names = (name for name in study.model_names if study.models[name].pretrained is None)
+    return {name for name in names if study.training_of(name).epochs == 0}
 
 
 def reported_metrics(evidence: Evidence) -> dict[str, str]:
@@ -125,7 +128,8 @@ def reported_metrics(evidence: Evidence) -> dict[str, str]:
     families = layer_metrics(quantile, analysis.metrics)
     names = {key: METRIC_NAMES[family] for key, family in families.items()}
     names |= {key: f"Lε (q = {quantile:g})" for key, family in families.items() if family == "l_eps"}
-    return names | (REPORTED if gated else {})
+    typicality = metric_names(analysis.typicality) if analysis.typicality else {}
+    return names | (REPORTED if gated else {}) | typicality
 
 
 def error_names(evidence: Evidence) -> dict[str, str]:
@@ -145,16 +149,20 @@ def metric_name(evidence: Evidence, layer: str, metric: str) -> str:
 
 
 def expected_sign(metric: str) -> int:
-    """The sign that fluency expects: beauty goes with sparse activity, few open gates, small errors and flat losses."""
-    return SIGNS.get(metric, -1)
+    """The sign that fluency expects of the correlation with beauty.
+
+    Beauty goes with sparse and typical activity, few open gates, small errors and flat losses.
+    """
+    return 1 if metric.startswith(PREFIX) else SIGNS.get(metric, -1)
 
 
 def expected_words(names: Mapping[str, str]) -> str:
     """Which metrics fluency theory expects to grow with beauty."""
-    positive = [name for metric, name in names.items() if expected_sign(metric) > 0]
+    kinds = {metric: "typicality" if metric.startswith(PREFIX) else name for metric, name in names.items()}
+    positive = list(dict.fromkeys(kind for metric, kind in kinds.items() if expected_sign(metric) > 0))
     if not positive:
         return "Fluency theory expects negative values."
-    others = ", negative ones for all others" if len(positive) < len(names) else ""
+    others = ", negative ones for all others" if len(positive) < len(set(kinds.values())) else ""
     return f"Fluency theory expects positive values for {listed(positive)}{others}."
 
 

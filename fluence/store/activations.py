@@ -268,10 +268,13 @@ class Activations:
         layers: what is recorded, in the order of the network.
         probes: values recorded once per image, indexed by image_id.
         attributes: what the extractor wrote about the file, with its `key`.
+        chunk_units: blocks of units that begin at multiples of this are read fastest.
 
     Raises:
         ArtifactError: the file is missing, truncated, foreign, or of another version.
     """
+
+    chunk_units: int = _CHUNK_UNITS
 
     def __init__(self, path: Path) -> None:
         # Without a cache of chunks, what is asked for is read from its place, and not all that lies around it.
@@ -295,8 +298,12 @@ class Activations:
         return self._file[f"layers/{layer}"][start:stop]
 
     def read_units(self, layer: str, start: int, stop: int) -> np.ndarray:
-        """Values of the units from `start` to before `stop`, as stored: float16 or float32 [images, units]."""
+        """Values of the units from `start` to before `stop` of all images, as stored: [images, stop − start]."""
         return self._file[f"layers/{layer}"][:, start:stop]
+
+    def reference_units(self, layer: str, start: int, stop: int) -> np.ndarray:
+        """The same as `read_units` of the training images: [reference images, stop − start]."""
+        return self._file[f"reference/{layer}"][:, start:stop]
 
     def reference(self, layer: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Values of the training images that ε is chosen on, of all or of some: as stored [reference images, units]."""

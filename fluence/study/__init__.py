@@ -63,6 +63,7 @@ from fluence.study.model import (
 from fluence.study.record import LpipsProbe, Record, SharpnessProbe
 from fluence.study.section import Name, Section
 from fluence.study.training import Sam, Training, TrainingOverride
+from fluence.study.typicality import Typicality
 
 __all__ = [
     "OWN_GROUP",
@@ -122,6 +123,7 @@ __all__ = [
     "TiltedPrior",
     "Training",
     "TrainingOverride",
+    "Typicality",
     "VaeModel",
     "VggFeatures",
     "VqVaeModel",
@@ -187,6 +189,7 @@ class Study(Section):
         self._refuse_large_pieces()
         if self.analysis.epsilon.report not in self.analysis.epsilon.quantiles:
             raise ValueError("analysis.epsilon.report: must be one of analysis.epsilon.quantiles")
+        self._refuse_reference_images_that_will_not_do()
         return self
 
     @model_validator(mode="after")
@@ -243,6 +246,22 @@ class Study(Section):
                     f"training.micro_batch_size: {training.micro_batch_size} is more than the {training.batch_size} "
                     f"of training.batch_size, for model {name!r}; write a smaller one, or null"
                 )
+
+    def _refuse_reference_images_that_will_not_do(self) -> None:
+        wanted, recorded = self.analysis.typicality, self.record.reference_images
+        if wanted is None or wanted.reference != "training":
+            return
+        if self.data.training == self.data.rated:
+            raise ValueError(
+                "analysis.typicality.reference: the rated images are the training images here, and no image's "
+                "likelihood may come from itself; write `cross-fit`"
+            )
+        if recorded < wanted.fewest_images:
+            raise ValueError(
+                f"analysis.typicality.components: {max(wanted.each_components)} components need "
+                f"{wanted.fewest_images} reference images, and record.reference_images is {recorded}; write "
+                f"`reference_images: {wanted.fewest_images}`, or fewer components"
+            )
 
     @property
     def grids(self) -> tuple[Grid, ...]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fluence.study.section import Section
+from fluence.study.typicality import Typicality
 
 
 class Epsilon(Section):
@@ -58,6 +59,8 @@ class Analysis(Section):
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("gini", "l_eps")
     """Metrics of layers that enter the statistics; each adds a test per layer. All others are in the tables of metrics
     only. Errors, sharpness and gates always enter."""
+    typicality: Typicality | None = None
+    """Also compute how typical each image is; `null` does not."""
     covariates: tuple[str, ...] = ("group", "luminance_mean", "luminance_contrast", "pixel_gini", "age")
     """The confound baseline: `group` and any column of the packed images. One that a data set lacks is left out,
     and the report says so."""

@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.analyse import analyse
 from analysis.measure import measure
+from analysis.tables import asked_typicality
 from fluence.layout import Layout, Run, RunRow
 from fluence.store.activations import ActivationWriter, LayerInfo
 from fluence.store.outcome import Outcome, provenance, write_outcome
@@ -92,6 +93,7 @@ def manifest(rng: np.random.Generator, count: int, effect: float, prefix: str) -
         {
             "image_id": [f"{prefix}{number:04d}" for number in range(count)],
             "path": [f"{prefix}{number:04d}.jpg" for number in range(count)],
+            "sha256": [f"hash of {prefix}{number}" for number in range(count)],
             "ethnicity": [cell[0] for cell in cells],
             "sex": [cell[1] for cell in cells],
             "beauty": beauty,
@@ -194,7 +196,8 @@ def build(
             write_training_log(layout, row.run, rng, 3 if row.status == "diverged" else trained)
         if row.status == "done":
             write_activations(layout, row.run, list(table["image_id"]), hidden, pixels, training)
-            measure(row.run, layout, study.analysis.epsilon, study.analysis.sparsity, key="k")
+            asked = asked_typicality(study, layout)
+            measure(row.run, layout, study.analysis.epsilon, study.analysis.sparsity, key="k", typicality=asked)
         made = provenance(time.time(), {"pack/web": "k"}) if row.status == "done" else {}
         write_outcome(layout.outcome("train", row.run.id), Outcome(row.status, "0a1b2c3d", row.reason, {}, made))
     analyse(study, layout, runs, num_workers=1)

@@ -6,18 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import gram, typicality, walk
 from analysis import measure as module
-from analysis import walk
 from analysis.cells import predictor_sets
 from analysis.layers import choose_epsilon, quantile_name
 from analysis.measure import measure
 from analysis.sparsity import METRICS, sparsity
 from analysis.tables import feature_matrix
-from fluence.errors import ArtifactError
+from analysis.typicality import Asked, typicality_of
+from fluence.errors import ArtifactError, Interrupted, StudyError
 from fluence.layout import Layout, Run
 from fluence.store.activations import ActivationWriter, LayerInfo
-from fluence.store.files import read_table
-from fluence.study import Epsilon
+from fluence.store.files import read_json, read_table
+from fluence.study import Epsilon, Typicality
 
 LAYERS = (LayerInfo("conv1", (3, 4, 4), "post", "conv"), LayerInfo("mu", (5,), "post", "latent"))
 EPSILON = Epsilon(quantiles=(0.25, 0.5), report=0.5)
@@ -150,6 +151,63 @@ def test_nan_names_layer_and_image_and_leaves_nothing(layout: Layout, monkeypatc
     ):
         measure(RUN, layout, EPSILON, key="k")
     assert list(layout.metrics(RUN.id).parent.iterdir()) == []
+
+
+def typicality_of_all(num_images: int) -> Asked:
+    ids = [f"face-{number}" for number in range(num_images)]
+    images = pd.DataFrame({"group": "a", "cluster": range(num_images), "sha256": ids}, index=ids)
+    return Asked(Typicality(components=3, folds=4), 0, images, pd.Series(dtype=str))
+
+
+def test_typicality_stands_beside_the_other_metrics_of_a_layer(layout: Layout) -> None:
+    write_activations(layout, random_layers(70, 0), random_layers(6, 1))
+    measure(RUN, layout, EPSILON, key="k")
+    without = read_table(layout.metrics(RUN.id))
+    asked = typicality_of_all(70)
+    measure(RUN, layout, EPSILON, key="k", typicality=asked)
+    metrics = read_table(layout.metrics(RUN.id))
+    is_typicality = metrics["metric"].str.startswith("typicality_")
+    pd.testing.assert_frame_equal(metrics[~is_typicality].reset_index(drop=True), without)
+    with module.Activations(layout.activations(RUN.id)) as source:
+        alone = typicality_of(source, LAYERS, asked, folder=layout.root / "aside", made_from="k")
+        wide = metrics[is_typicality].pivot(index="image_id", columns=["layer", "metric"], values="value")
+        for layer in LAYERS:
+            for name, values in alone[layer.name].items():
+                np.testing.assert_array_equal(wide[layer.name, name].loc[source.image_ids], values)
+    assert not layout.partial_metrics(RUN.id).exists()
+
+
+def test_typicality_that_was_interrupted_is_not_made_again(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_activations(layout, random_layers(70, 0), random_layers(6, 1))
+    asked = typicality_of_all(70)
+    measure(RUN, layout, EPSILON, key="k", typicality=asked)
+    undisturbed = read_table(layout.metrics(RUN.id))
+    monkeypatch.setattr(gram, "BLOCK_UNITS", 5)
+    monkeypatch.setattr(typicality, "_TELL_EVERY_S", 0.0)
+    monkeypatch.setattr(module.Activations, "chunk_units", 5)
+    calls = iter(range(99))
+    with pytest.raises(Interrupted, match="stopped at unit 25 of 48 of layer conv1"):
+        measure(RUN, layout, EPSILON, key="k", typicality=asked, stop=lambda: next(calls) == 4)
+    fraction = read_json(layout.progress("measure", RUN.id))["fraction"]
+    assert fraction == pytest.approx(25 / 53, abs=1e-3)
+    read, starts = module.Activations.read_units, []
+
+    def noted(self: module.Activations, layer: str, start: int, stop: int) -> np.ndarray:
+        starts.append((layer, start))
+        return read(self, layer, start, stop)
+
+    monkeypatch.setattr(module.Activations, "read_units", noted)
+    measure(RUN, layout, EPSILON, key="k", typicality=asked)
+    assert starts == [("conv1", start) for start in (25, 30, 35, 40, 45)] + [("mu", 0)]
+    found = read_table(layout.metrics(RUN.id))
+    pd.testing.assert_frame_equal(found, undisturbed, rtol=1e-5)  # in other blocks
+
+
+def test_too_few_images_for_typicality_leave_no_table(layout: Layout) -> None:
+    write_activations(layout, random_layers(12, 0), random_layers(6, 1))
+    with pytest.raises(StudyError, match="3 components need 15 training images in each fold, and there are 9; write"):
+        measure(RUN, layout, EPSILON, key="k", typicality=typicality_of_all(12))
+    assert not layout.metrics(RUN.id).exists()
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:

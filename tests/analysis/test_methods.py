@@ -229,3 +229,25 @@ def test_effective_beta_is_that_of_the_losses() -> None:
     terms = [{"loss": "l1", "weight": 2}, {"loss": "ssim", "weight": 300}]
     model = VaeModel.model_validate({"kind": "vae", "kl_weight": 3, "reconstruction": terms})
     assert effective_beta(model, 16) == pytest.approx(reference(model, 16), rel=1e-12)
+
+
+def test_typicality_is_told_only_where_it_was_asked_for() -> None:
+    assert "typicality" not in text_of(write_methods(study(), Facts()))
+    asked = study(analysis={"typicality": {"components": [10, 20], "groups": True, "estimators": ["ppca", "gmm"]}})
+    methods = write_methods(asked, Facts())
+    assert "on the first 10 and 20 principal components" in text_of(methods)
+    assert "the images of the other folds (10 folds" in text_of(methods)
+    assert "within each group" in text_of(methods)
+    cited = [name for name in ("Tipping", "Ledoit", "Schwarz") if any(name in one for one in methods.references)]
+    assert cited == ["Tipping", "Schwarz"]
+    outside = study(
+        analysis={"typicality": {"reference": "training", "components": 10}}, record={"reference_images": 300}
+    )
+    assert "fitted to 300 training images, none of them rated" in text_of(write_methods(outside, Facts()))
+
+
+def test_a_network_that_keeps_the_weights_of_others_is_not_called_untrained() -> None:
+    plain = {"kind": "ae", "architecture": "vgg16-5", "pretrained": "imagenet", "training": {"epochs": 0}}
+    text = text_of(write_methods(study(models={"vgg": plain}), Facts()))
+    assert "Its encoder kept these weights; nothing was trained on" in text
+    assert "negative control" not in text

@@ -15,6 +15,7 @@ from analysis.tables import (
     clusters,
     covariate_design,
     feature_matrix,
+    grouped_images,
     load_metrics,
     rated_images,
     sweep_matrix,
@@ -133,6 +134,29 @@ def test_the_mean_and_entropy_of_gates_are_tested_and_are_a_family_of_their_own(
     assert list(sets) == ["gini", "gates", "all"]
     assert sets["gates"].columns.tolist() == gates
     assert [expected_sign(metric) for metric in ("gini", "gate_l1", "gate_entropy")] == [1, -1, -1]
+
+
+def test_typicality_is_tested_and_is_a_family_that_should_be_positive() -> None:
+    names = ["typicality_ppca", "typicality_gaussian_k10_group"]
+    rows = [(image, "conv1", metric, 1.0) for image in "ab" for metric in ("gini", *names)]
+    features = feature_matrix(pd.DataFrame(rows, columns=["image_id", "layer", "metric", "value"]), 0.5)
+    assert predictor_sets(features, 0.5)["typicality"].columns.tolist() == [("conv1", name) for name in names]
+    assert [expected_sign(name) for name in names] == [1, 1]
+
+
+def test_all_images_are_grouped_also_those_without_a_rating() -> None:
+    table = pd.DataFrame(
+        {
+            "image_id": ["b", "a", "c"],
+            "sex": ["F", "M", ""],
+            "beauty": [1.0, np.nan, 2.0],
+            "duplicate_of": ["", "b", ""],
+        }
+    )
+    grouped = grouped_images(table, ["sex"])
+    assert grouped["group"].to_dict() == {"b": "f", "a": "m", "c": "unknown"}
+    assert grouped.loc["a", "cluster"] == grouped.loc["b", "cluster"] != grouped.loc["c", "cluster"]
+    assert rated_images(table, "beauty", ["sex"]).index.tolist() == ["b", "c"]
 
 
 def test_missing_images_are_named_never_replaced(tmp_path: Path) -> None:

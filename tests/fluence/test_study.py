@@ -86,6 +86,21 @@ def test_the_models_of_the_grid() -> None:
             },
             r"training.micro_batch_size: 8 is more than the 7 of training.batch_size, for model 'wide'",
         ),
+        ({"analysis": {"typicality": {"reference": "training"}}}, r"reference: the rated images are the training imag"),
+        (
+            {
+                "data": {
+                    "datasets": {"a": {"kind": "synthetic"}, "b": {"kind": "synthetic"}},
+                    "training": "a",
+                    "rated": "b",
+                },
+                "analysis": {"typicality": {"reference": "training", "components": [4, 30]}},
+            },
+            r"30 components need 150 reference images, and record.reference_images is 64; write `reference_images: 15",
+        ),
+        ({"analysis": {"typicality": {"reference": "training", "groups": True}}}, r"groups: needs `reference: cross-f"),
+        ({"analysis": {"typicality": {"components": [9, 9]}}}, r"components: 9, 9: each can be named once"),
+        ({"analysis": {"typicality": {"components": 0}}}, r"greater than or equal to 1"),
     ],
 )
 def test_names_must_exist(changes: dict[str, object], words: str) -> None:

@@ -231,6 +231,27 @@ def test_a_layer_that_does_not_exist(place: Place) -> None:
     assert (finding.level, finding.key) == ("error", "record.layers")
 
 
+def test_typicality_of_a_layer_that_nobody_records(place: Place) -> None:
+    finding = the_bad(place.check(analysis={"typicality": {"components": 5, "layers": ["conv1", "conv9"]}}))
+    assert (finding.level, finding.key) == ("error", "analysis.typicality.layers")
+    assert "no layer 'conv9'" in finding.message
+    recorded = {"record": {"layers": ["conv1", "conv2"]}}
+    finding = the_bad(place.check(analysis={"typicality": {"components": 5, "layers": ["conv3"]}}, **recorded))
+    assert finding.message.endswith("Allowed: conv1, conv2")
+    assert not bad(place.check(analysis={"typicality": {"components": 5, "layers": ["conv2"]}}, **recorded))
+
+
+def test_too_few_rated_images_for_typicality(place: Place) -> None:
+    finding = the_bad(place.check(analysis={"typicality": {"components": [2, 11]}}))
+    assert (finding.level, finding.key) == ("error", "analysis.typicality.components")
+    assert finding.message == "11 components need 55 images, and 10 folds leave 54 of the 60 rated images"
+    assert finding.hint == "write at most 10"
+    finding = the_bad(place.check(analysis={"typicality": {"components": 4, "groups": True}}))
+    assert "10 folds leave 18 of the 20 images in the largest group" in finding.message
+    assert finding.hint == "write at most 3"
+    assert not bad(place.check(analysis={"typicality": {"components": 3, "groups": True}}))
+
+
 def test_a_norm_that_would_leave_nothing(place: Place) -> None:
     finding = the_bad(place.check(models={"m": {"kind": "vae", "norm": "instance"}}))
     assert (finding.level, finding.key) == ("error", "models.m.norm")

@@ -15,6 +15,7 @@ from fluence.layout import Layout
 from fluence.store.outcome import Outcome, read_outcome, write_outcome, write_progress
 from fluence.study import Study
 from jobs import again, tasks
+from jobs.bodies import Execution
 from jobs.code import PACKAGES, code_folder, freeze_code
 from jobs.journal import Journal
 from jobs.pipeline import Task
@@ -22,7 +23,7 @@ from jobs.ranks import first_host, slurm_ranks
 from jobs.slurm import Answer, Slurm
 from jobs.snapshot import Snapshot
 from jobs.starts import MOST_STARTS, is_hopeless
-from jobs.tasks import EXIT_FAILED, EXIT_INTERRUPTED, ClusterTask, Execution
+from jobs.tasks import EXIT_FAILED, EXIT_INTERRUPTED, ClusterTask
 
 STUDY = {
     "name": "tiny",

@@ -87,6 +87,7 @@ def test_changing_one_models_setting_runs_only_its_tasks_and_says_which_setting(
         ({"analysis": {"sparsity": {"per": ["layer", "unit"]}}}, {"measure", "analyse", "report"}),
         ({"analysis": {"metrics": ["gini", "hoyer"]}}, {"analyse", "report"}),
         ({"analysis": {"permutations": 199}}, {"analyse", "report"}),
+        ({"analysis": {"typicality": {}}}, {"measure", "analyse", "report"}),
         ({"description": "said better"}, {"report"}),
         ({"training": {"epochs": 3}}, {"train", "extract", "measure", "analyse", "report"}),
     ],
@@ -97,6 +98,26 @@ def test_a_change_reruns_the_stages_that_see_it_and_no_other(
     finish_all(make_study(), Layout(tmp_path))
     found = states(make_study(**changes), Layout(tmp_path))
     assert {entry.task.stage for entry in found.values() if entry.to_do} == stages
+
+
+def test_what_typicality_comes_from_reruns_the_measuring() -> None:
+    """Its folds are drawn from the seed and the groups; without it, neither is seen."""
+
+    def measuring(typicality: dict[str, Any] | None, seed: int = 0, group_by: tuple[str, ...] = ("sex",)) -> Task:
+        data = {"datasets": {"faces": {"kind": "synthetic"}}, "training": "faces", "rated": "faces"}
+        made = make_study(
+            data=data | {"group_by": group_by}, analysis={"typicality": typicality, "seed": seed},
+            grid={"models": ["small"]},
+        )  # fmt: skip
+        return next(task for task in tasks_of(made, FINGERPRINTS) if task.stage == "measure")
+
+    assert measuring(None).section.keys() == {"epsilon", "sparsity"}
+    assert measuring(None).key == measuring(None, seed=1).key
+    asked = {"components": 5}
+    different = [measuring(asked), measuring(asked, seed=1), measuring(asked | {"folds": 5}), measuring(None)]
+    assert len({task.key for task in different}) == 4
+    assert measuring(asked).section["group_by"] != measuring(asked, group_by=("ethnicity",)).section["group_by"]
+    assert measuring(asked).needs[0] == "pack/faces"
 
 
 def test_where_data_lie_changes_nothing_but_what_they_hold_does(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from fluence.errors import UnwritableError
 from fluence.layout import Layout
 from fluence.study import Study
 from jobs import pool
+from jobs.bodies import Execution
 from jobs.plan import Planned
 from jobs.pool import Machine, Pool
 from jobs.snapshot import Snapshot
-from jobs.tasks import Execution
 
 STUDY = {
     "name": "tiny",

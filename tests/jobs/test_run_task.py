@@ -13,9 +13,10 @@ from fluence.layout import Layout
 from fluence.store.outcome import read_outcome
 from fluence.study import Study
 from jobs import tasks
+from jobs.bodies import Execution
 from jobs.snapshot import Snapshot
 from jobs.status import locked
-from jobs.tasks import EXIT_FAILED, EXIT_WRONG, Execution, run_task
+from jobs.tasks import EXIT_FAILED, EXIT_WRONG, run_task
 
 STUDY = {
     "name": "tiny",

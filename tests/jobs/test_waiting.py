@@ -298,7 +298,8 @@ def test_what_waits_for_a_training_also_waits_for_the_job_that_takes_its_place(t
 def write_pickle(layout: Layout, token: str, names: tuple[str, ...]) -> None:
     from submitit.helpers import DelayedSubmission
 
-    from jobs.tasks import ClusterTask, Execution
+    from jobs.bodies import Execution
+    from jobs.tasks import ClusterTask
 
     task = ClusterTask(layout.snapshot("0"), "train", names, Execution(), token)
     DelayedSubmission(task).dump(layout.submission(token) / "task.pkl")
