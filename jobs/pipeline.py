@@ -41,7 +41,7 @@ class Stage:
 STAGES = (
     Stage("pack", each="dataset", version=1, uses_gpu=False, needs=()),
     Stage("train", each="run", version=2, uses_gpu=True, needs=("pack",)),
-    Stage("extract", each="run", version=1, uses_gpu=True, needs=("pack", "train")),
+    Stage("extract", each="run", version=2, uses_gpu=True, needs=("pack", "train")),
     Stage("measure", each="run", version=1, uses_gpu=False, needs=("extract",)),
     Stage("analyse", each="study", version=1, uses_gpu=False, needs=("pack", "measure")),
     Stage("report", each="study", version=1, uses_gpu=False, needs=("analyse",)),
