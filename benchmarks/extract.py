@@ -10,8 +10,8 @@ measures L1, L2 and SSIM errors, and can be killed at any moment.
 from __future__ import annotations
 
 import argparse
+import itertools
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,8 +27,7 @@ import torch
 from fluence.activations import ExtractSpec, block_images, extract
 from fluence.layout import Layout, Run
 from fluence.models import Autoencoder, build
-from fluence.models.recording import record
-from fluence.store.outcome import read_progress
+from fluence.models.recording import Recorder, record
 from fluence.store.packed import Packed, PackedWriter
 from fluence.store.weights import write_weights
 from fluence.study import Record, VaeModel
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.one:
         print(_timed(options.one, Path(options.folder), options))
         return
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTESTANTS}
+    results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in CONTESTANTS}
     with tempfile.TemporaryDirectory(dir=options.disk) as folder:
         _prepare(_spec(Path(folder), options), options)
         for _ in range(options.rounds):
@@ -87,29 +86,32 @@ def _prepare(spec: ExtractSpec, options: argparse.Namespace) -> None:
     write_weights(spec.layout.weights(RUN.id), build(spec.model, options.size, seed=0).state_dict(), {})
 
 
-def _run(name: str, folder: str, arguments: Sequence[str]) -> tuple[float, float]:
+def _run(name: str, folder: str, arguments: Sequence[str]) -> tuple[float, float, float]:
     command = [sys.executable, __file__, *arguments, "--one", name, "--folder", folder]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    images_per_s, megabytes = map(float, text.split()[-2:])
-    return images_per_s, megabytes
+    images_per_s, cpu_s, megabytes = map(float, text.split()[-3:])
+    return images_per_s, cpu_s, megabytes
 
 
 def _timed(name: str, folder: Path, options: argparse.Namespace) -> str:
-    """Images per second behind the first block, and peak memory in MiB."""
-    marks: list[tuple[int, float]] = []
+    """Images per second behind the first block, the processor's own seconds per image, and peak memory in MiB."""
+    marks: list[tuple[int, float, float]] = []
 
     def mark(num_images: int) -> None:
-        marks.append((num_images, time.perf_counter()))
+        marks.append((num_images, time.perf_counter(), time.process_time()))
 
     spec = _spec(folder, options)
     with record(_network(spec, options), spec.record.layers, "post") as recorder:
-        bytes_per_image = 4 * sum(layer.num_units for layer in recorder.layers)
-    options.block = options.block or block_images(bytes_per_image)
+        options.block = options.block or _block(recorder)
     with torch.inference_mode():
         CONTESTANTS[name](spec, options, mark)
-    (first, begun), (last, ended) = marks[0], marks[-1]
+    (first, begun, cpu_begun), (last, ended, cpu_ended) = marks[0], marks[-1]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return f"{(last - first) / (ended - begun)} {peak}"
+    return f"{(last - first) / (ended - begun)} {(cpu_ended - cpu_begun) / (last - first)} {peak}"
+
+
+def _block(recorder: Recorder) -> int:
+    return block_images(4 * sum(layer.num_units for layer in recorder.layers))
 
 
 def _network(spec: ExtractSpec, options: argparse.Namespace) -> Autoencoder:
@@ -165,8 +167,12 @@ def _writing(spec: ExtractSpec, options: argparse.Namespace, mark: Callable[[int
 
 
 def _fluence(spec: ExtractSpec, options: argparse.Namespace, mark: Callable[[int], None]) -> None:
+    with record(_network(spec, options), spec.record.layers, "post") as recorder:
+        block = _block(recorder)
+    done = itertools.count(block, block)
+
     def stop() -> bool:
-        mark(read_progress(spec.layout.progress("extract", RUN.id), spec.key).facts["image"])
+        mark(min(next(done), options.images))
         return False
 
     extract(spec, stop)
@@ -182,16 +188,17 @@ CONTESTANTS: dict[str, Callable[[ExtractSpec, argparse.Namespace, Callable[[int]
 }
 
 
-def _print(results: dict[str, list[tuple[float, float]]], options: argparse.Namespace) -> None:
-    bounds = [
-        min(*pair) for pair in zip(*([s for s, _ in results[name]] for name in ("forward", "writing")), strict=True)
-    ]
+def _print(results: dict[str, list[tuple[float, float, float]]], options: argparse.Namespace) -> None:
+    """Ratios are medians over rounds: of images per second to the slower of the first two, of seconds to the first."""
+    speeds = {name: np.array([speed for speed, _, _ in rounds]) for name, rounds in results.items()}
+    seconds = {name: np.array([cpu_s for _, cpu_s, _ in rounds]) for name, rounds in results.items()}
+    bound = np.minimum(speeds["forward"], speeds["writing"])
     print(f"{options.architecture} × {options.width:g}, {options.size} px, {options.images} images")
-    print(f"{'':12}{'images/s':>10}{'of bound':>10}{'peak MiB':>10}")
+    print(f"{'':12}{'images/s':>10}{'of bound':>10}{'CPU ms':>10}{'of forward':>12}{'peak MiB':>10}")
     for name, rounds in results.items():
-        speeds = [speed for speed, _ in rounds]
-        ratio = statistics.median(speed / bound for speed, bound in zip(speeds, bounds, strict=True))
-        print(f"{name:12}{statistics.median(speeds):>10.2f}{ratio:>10.2f}{max(peak for _, peak in rounds):>10,.0f}")
+        cells = f"{np.median(speeds[name]):>10.2f}{np.median(speeds[name] / bound):>10.2f}"
+        cells += f"{1e3 * np.median(seconds[name]):>10.1f}{np.median(seconds[name] / seconds['forward']):>12.2f}"
+        print(f"{name:12}{cells}{max(peak for _, _, peak in rounds):>10,.0f}")
 
 
 if __name__ == "__main__":

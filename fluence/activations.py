@@ -30,7 +30,7 @@ from fluence.store.precision import MOST_LOST
 from fluence.store.shards import Shards, share
 from fluence.study import Model, Record
 
-_BLOCK_IMAGES, _BLOCK_BYTES = 128, 2**29
+_BLOCK_IMAGES, _BLOCK_BYTES = 128, 2**28
 _POLL_S, _LOST_S = 0.2, 1800.0
 
 
@@ -187,6 +187,7 @@ class _Extraction:
                 probes=[name for probe in self._probes for name in probe.names],
                 float32_layers=float32_layers,
                 attributes=self._attributes(),
+                compression=spec.record.compression,
             ) as writer,
             record(self._network, spec.record.layers, spec.record.tap) as recorder,
         ):
@@ -195,7 +196,6 @@ class _Extraction:
                     writer.write_reference(start, rows)
                 self._write_samples(writer)
             self._write_rated(writer, recorder, float32_layers, stop)
-            writer.finish()
 
     def _write_rated(
         self, writer: ActivationWriter, recorder: Recorder, float32_layers: Mapping[str, str], stop: Callable[[], bool]
@@ -210,23 +210,26 @@ class _Extraction:
             for offset, rows, pixels, output in self._blocks(self._rated, images, recorder, float32_layers):
                 probes = self._measure(pixels, output)
                 behind(partial(writer.write_block, begun + offset, rows, probes))
-                done = begun + offset + len(pixels)
-                self._say(first + done, total, done - begun, time.monotonic() - begun_at)
+                self._say(writer.rows_kept, writer.rows_kept - begun, time.monotonic() - begun_at)
                 if len(self._shares) > 1:
                     self._look_at_others(float32_layers)
-                if stop() and first + done < total:
+                if stop() and offset + len(pixels) < len(images):
                     behind.wait()
                     writer.keep()
-                    raise Interrupted(f"stopped at image {first + done} of {total}")
+                    self._say(writer.rows_kept, writer.rows_kept - begun, time.monotonic() - begun_at)
+                    raise Interrupted(f"stopped at image {first + writer.rows_kept} of {total}")
             behind.wait()
+            writer.finish()
+        self._say(len(self._images), len(images), time.monotonic() - begun_at)
 
-    def _say(self, image: int, total: int, num_images: int, seconds: float) -> None:
-        """How far this process is, and how fast; the first share speaks for all."""
+    def _say(self, num_kept: int, num_new: int, seconds: float) -> None:
+        """How far this process is for good, and how fast; the first share speaks for all."""
         if self._images.start == 0:
-            bytes_per_s = 2 * num_images * sum(layer.num_units for layer in self._layers) / max(seconds, 1e-9)
+            image, total = num_kept, self._images.stop
+            bytes_per_s = 2 * num_new * sum(layer.num_units for layer in self._layers) / max(seconds, 1e-9)
             progress = self._spec.layout.progress("extract", self._spec.run.id)
             text = f"image {image} of {total}, {bytes_per_s / 1e6:.0f} MB/s"
-            write_progress(progress, self._spec.key, image / total, text, image=image, bytes_per_s=round(bytes_per_s))
+            write_progress(progress, self._spec.key, image / total, text, bytes_per_s=round(bytes_per_s))
 
     @torch.inference_mode()
     def _blocks(

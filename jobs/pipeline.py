@@ -155,7 +155,7 @@ def _run_tasks(
     key = _key("train", section, needs)
     run = Run(model, group, seed, f"{model}-{group}-s{seed}-{key[:8]}")
     train = _task("train", run.id, section, needs, run)
-    record = {"record": study.record.model_dump(mode="json")}
+    record = {"record": study.record.model_dump(mode="json", exclude={"compression"})}
     extract = _task("extract", run.id, record, (train, rated, trained_on), run)
     epsilon = {"epsilon": study.analysis.epsilon.model_dump(mode="json")}
     return [train, extract, _task("measure", run.id, epsilon, (extract,), run)]

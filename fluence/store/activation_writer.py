@@ -19,7 +19,8 @@ import h5py
 import numpy as np
 
 from fluence.errors import ArtifactError
-from fluence.store.files import explained, read_json, reserve, trim, write_json
+from fluence.store.compression import write_compressed
+from fluence.store.files import atomic_path, explained, read_json, reserve, trim, write_json
 from fluence.store.layers import (
     FORMAT,
     KIND,
@@ -34,8 +35,8 @@ from fluence.store.packed import LockedError, open_checked, write_header
 from fluence.store.precision import FITS, check_rows
 
 _SLACK_BYTES = 16 * 2**20  # for what HDF5 itself keeps, and for the samples
-_COUNT_EVERY_S = 10.0
-"""Waiting for the disk after every block would cost more than what a kill loses."""
+_KEEPING_SHARE, _KEEP_WITHIN_S = 0.05, 30.0
+"""Waiting for the disk may take this share of the time; what is older than so many seconds is kept all the same."""
 
 
 class ActivationWriter:
@@ -50,9 +51,11 @@ class ActivationWriter:
         probes: names of the values recorded once per image.
         float32_layers: layers that do not fit into float16, with the reason.
         attributes: JSON-serialisable facts to keep with the file.
+        compression: name of the filter that the finished file is compressed with; None to leave it as it is.
 
     Attributes:
         rows_done: images that are written, from the first on.
+        rows_kept: those of them that count, whatever happens now.
 
     Raises:
         ArtifactError: the disk is full, the folder is not writable, or another process writes this file.
@@ -69,12 +72,13 @@ class ActivationWriter:
         probes: Sequence[str],
         float32_layers: Mapping[str, str] | None = None,
         attributes: dict[str, Any] | None = None,
+        compression: str | None = None,
     ) -> None:
         self._path, self._partial = path, path.with_name(f"{path.name}.partial")
         self._commit = path.with_name(f"{path.name}.partial.json")
         self._image_ids, self._reference_ids = list(image_ids), list(reference_ids)
         self._layers, self._probes = tuple(layers), list(probes)
-        self._float32 = dict(float32_layers or {})
+        self._float32, self._compression = dict(float32_layers or {}), compression
         self._policy = {"key": key, "images": len(image_ids), "float32_layers": sorted(self._float32)}
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +88,8 @@ class ActivationWriter:
             self.rows_done = done or 0
             # Without a cache of chunks, what is written goes straight to its place.
             self._file = h5py.File(self._partial, "r+", rdcc_nbytes=0)
-        self._counted_at = time.monotonic()
+        self.rows_kept = self.rows_done
+        self._kept_at, self._keeping_s = time.monotonic(), 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -157,8 +162,8 @@ class ActivationWriter:
                 self._check_probe(name, start, values)
                 self._file[f"probes/{name}"][start : start + num_images] = values
             self.rows_done += num_images
-            if time.monotonic() - self._counted_at > _COUNT_EVERY_S:
-                self.keep()
+        if time.monotonic() - self._kept_at >= min(self._keeping_s / _KEEPING_SHARE, _KEEP_WITHIN_S):
+            self.keep()
 
     def write_reference(self, start: int, layers: Mapping[str, np.ndarray]) -> None:
         """Writes training images from `start` on, values [images, units] of every layer. May be repeated.
@@ -204,10 +209,12 @@ class ActivationWriter:
         Raises:
             ArtifactError: the disk is full.
         """
+        started = time.monotonic()
         with explained(self._path):
             self._sync()
             self._count(self.rows_done)
-        self._counted_at = time.monotonic()
+        self.rows_kept, self._kept_at = self.rows_done, time.monotonic()
+        self._keeping_s = self._kept_at - started
 
     def finish(self) -> None:
         """Gives the file its name.
@@ -217,11 +224,16 @@ class ActivationWriter:
         """
         if self.rows_done != len(self._image_ids):
             raise ArtifactError(f"{self._path}: {self.rows_done} of {len(self._image_ids)} images written")
+        self.keep()
         with explained(self._path):
-            self._sync()
             self._file.close()
             trim(self._partial)
-            os.replace(self._partial, self._path)
+            if self._compression:
+                with atomic_path(self._path) as temporary:
+                    write_compressed(self._partial, temporary, self._compression)
+                self._partial.unlink()
+            else:
+                os.replace(self._partial, self._path)
             self._commit.unlink(missing_ok=True)
 
     def _count(self, rows_done: int) -> None:

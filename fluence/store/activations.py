@@ -22,6 +22,7 @@ import json
 from pathlib import Path
 from typing import Self
 
+import hdf5plugin  # noqa: F401  so that h5py can read what is compressed
 import numpy as np
 import pandas as pd
 

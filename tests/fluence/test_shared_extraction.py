@@ -49,6 +49,17 @@ def test_the_values_do_not_depend_on_the_cut(alone: ExtractSpec, tmp_path: Path)
             assert len(file["layers/conv3"].virtual_sources()) == min(world_size, 3)
 
 
+def test_compressed_shards_hold_the_same_values(alone: ExtractSpec, tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, record=SMALL.model_copy(update={"compression": "zstd"}))
+    assert all(rank.result() is None for rank in together(spec, 2))
+    assert same_file(spec, alone)
+    shards = sorted(spec.layout.activation_parts(RUN.id).iterdir())
+    assert [shard.name for shard in shards] == ["00000000-00000128.h5", "00000128-00000300.h5"]
+    for shard in shards:
+        with h5py.File(shard) as file:
+            assert file["layers/conv3"]._filters, shard
+
+
 def test_few_images_take_one_process_and_one_file(tmp_path: Path) -> None:
     spec = make_spec(tmp_path, num_images=20, record=SMALL)
     assert all(rank.result() is None for rank in together(spec, 3))
@@ -125,7 +136,7 @@ def test_a_process_that_waits_can_be_stopped_and_does_not_wait_for_ever(
 
 
 @pytest.mark.parametrize(
-    ("bytes_per_image", "expected"), [(1, 128), (2**22, 128), (2**29 // 100, 96), (2**29 // 9, 8), (2**40, 1)]
+    ("bytes_per_image", "expected"), [(1, 128), (2**22, 64), (2**28 // 100, 96), (2**28 // 9, 8), (2**40, 1)]
 )
 def test_blocks_are_whole_chunks_or_divide_one(bytes_per_image: int, expected: int) -> None:
     assert block_images(bytes_per_image) == expected

@@ -77,8 +77,8 @@ def test_a_disk_that_fills_up_while_activations_are_written(small_disk: Path) ->
         with pytest.raises(OSError, match="No space left"), ballast.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(2**12))
-        writer.write_block(100, values, probes)
         with pytest.raises(ArtifactError, match=r"run\.h5.*: the disk is full: free some space and start again"):
+            writer.write_block(100, values, probes)
             writer.keep()
     ballast.unlink()
     with activation_writer(small_disk / "run.h5", 200) as writer:
