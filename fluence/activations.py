@@ -205,31 +205,30 @@ class _Extraction:
         if writer.rows_done:
             print(f"{self._spec.run.label} continues at image {first + writer.rows_done} of {total}", flush=True)
         images = np.arange(first + writer.rows_done, total)
-        begun, begun_at = writer.rows_done, time.monotonic()
+        said = partial(self._say, writer, writer.rows_done, time.monotonic())
         with Behind() as behind:
             for offset, rows, pixels, output in self._blocks(self._rated, images, recorder, float32_layers):
                 probes = self._measure(pixels, output)
-                behind(partial(writer.write_block, begun + offset, rows, probes))
-                self._say(writer.rows_kept, writer.rows_kept - begun, time.monotonic() - begun_at)
+                behind(partial(_write_block, writer, int(images[offset]) - first, rows, probes, said))
                 if len(self._shares) > 1:
                     self._look_at_others(float32_layers)
                 if stop() and offset + len(pixels) < len(images):
                     behind.wait()
                     writer.keep()
-                    self._say(writer.rows_kept, writer.rows_kept - begun, time.monotonic() - begun_at)
+                    said()
                     raise Interrupted(f"stopped at image {first + writer.rows_kept} of {total}")
             behind.wait()
-            writer.finish()
-        self._say(len(self._images), len(images), time.monotonic() - begun_at)
+        writer.finish()
+        said()
 
-    def _say(self, num_kept: int, num_new: int, seconds: float) -> None:
+    def _say(self, writer: ActivationWriter, begun: int, begun_at: float) -> None:
         """How far this process is for good, and how fast; the first share speaks for all."""
         if self._images.start == 0:
-            image, total = num_kept, self._images.stop
-            bytes_per_s = 2 * num_new * sum(layer.num_units for layer in self._layers) / max(seconds, 1e-9)
+            kept, total, seconds = writer.rows_kept, self._images.stop, max(time.monotonic() - begun_at, 1e-9)
+            bytes_per_s = 2 * (kept - begun) * sum(layer.num_units for layer in self._layers) / seconds
             progress = self._spec.layout.progress("extract", self._spec.run.id)
-            text = f"image {image} of {total}, {bytes_per_s / 1e6:.0f} MB/s"
-            write_progress(progress, self._spec.key, image / total, text, bytes_per_s=round(bytes_per_s))
+            text = f"image {kept} of {total}, {bytes_per_s / 1e6:.0f} MB/s"
+            write_progress(progress, self._spec.key, kept / total, text, bytes_per_s=round(bytes_per_s))
 
     @torch.inference_mode()
     def _blocks(
@@ -291,6 +290,16 @@ class _Extraction:
             "made_by": provenance(time.time(), {}),
             "lpips": f"{chosen.lpips.net}, {chosen.lpips.weights} weights" if chosen.lpips else "",
         }
+
+
+def _write_block(
+    writer: ActivationWriter, start: int, rows: Rows, probes: dict[str, np.ndarray], said: Callable[[], None]
+) -> None:
+    """Writes a block, and says so if the disk has it."""
+    kept = writer.rows_kept
+    writer.write_block(start, rows, probes)
+    if writer.rows_kept != kept:
+        said()
 
 
 def block_images(bytes_per_image: int) -> int:

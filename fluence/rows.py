@@ -88,7 +88,9 @@ class Behind:
 
 def _check_fit(values: Mapping[str, Tensor], ids: Sequence[str]) -> None:
     """A few rows of each map tell of most images that their values are large enough; the others are looked at whole."""
-    sure = [(_lower_bound(value) >= SURE_MEAN * value[0].numel()).cpu() for value in values.values()]
+    if not values:
+        return
+    sure = torch.stack([_lower_bound(value) >= SURE_MEAN * value[0].numel() for value in values.values()]).cpu()
     for (name, value), is_sure in zip(values.items(), sure, strict=True):
         if not is_sure.all():
             doubtful = torch.nonzero(~is_sure).flatten()

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import h5py
@@ -104,8 +104,12 @@ class Shards:
             return False
 
     def last_change(self) -> float:
-        """When any process last wrote anything here, in seconds since the epoch."""
-        return max((entry.stat().st_mtime for entry in self._entries()), default=self._since)
+        """When any process last wrote anything here, but not before this one began, in seconds since the epoch."""
+        latest = self._since
+        for entry in self._entries():
+            with suppress(FileNotFoundError):  # it was renamed meanwhile
+                latest = max(latest, entry.stat().st_mtime)
+        return latest
 
     def join(self, ranges: Sequence[range]) -> None:
         """Makes the shards one file, and removes what else is in the folder; a single shard becomes the file itself.
