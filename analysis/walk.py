@@ -11,12 +11,13 @@ from typing import TypeVar
 import numpy as np
 
 from analysis.sparsity import NonFinite
+from fluence.store.layers import CHUNK_IMAGES
 
 Values = TypeVar("Values")
 Result = TypeVar("Result")
 
 BLOCK_BYTES = 32 << 20  # of stored values; two blocks are held at one time, and their histograms
-_CHUNK_IMAGES = 32  # images per chunk of the file: smaller steps would read chunks twice
+
 _SHARE_BYTES = 1 << 20  # of stored values that are worth a thread's while
 
 
@@ -28,7 +29,7 @@ def num_threads() -> int:
 def steps(first: int, end: int, bytes_per_row: int) -> Iterator[tuple[int, int]]:
     """Positions of the rows from `first` to before `end`, in blocks of about `BLOCK_BYTES`: start and stop."""
     rows = BLOCK_BYTES // max(1, bytes_per_row)
-    step = max(1, rows // _CHUNK_IMAGES * _CHUNK_IMAGES or rows)
+    step = max(1, rows // CHUNK_IMAGES * CHUNK_IMAGES or rows)  # smaller steps would read chunks twice
     for start in range(first, end, step):
         yield start, min(start + step, end)
 

@@ -96,6 +96,10 @@ class Layout:
         """Activations of the rated images."""
         return self.root / "activations" / f"{run_id}.h5"
 
+    def activation_parts(self, run_id: str) -> Path:
+        """Folder of what several processes write of a run's activations, and tell each other."""
+        return self.root / "activations" / f"{run_id}.parts"
+
     def metrics(self, run_id: str) -> Path:
         """Metrics per image and layer."""
         return self.root / "metrics" / f"{run_id}.parquet"

@@ -16,6 +16,8 @@ from fluence.study import Record
 from fluence.study import SharpnessProbe as SharpnessSettings
 
 _CHUNK_IMAGES, _CHUNK_BYTES = 32, 2**29
+_ERROR_BYTES = 2**23
+"""Images that are compared at once; SSIM takes twenty times as much, in float64."""
 _COPIES = 4
 """Gradient and moved weights of each image, and what convolutions make of them on their way."""
 
@@ -47,7 +49,10 @@ class ErrorProbe:
 
     def __call__(self, images: Tensor, output: Output) -> dict[str, Tensor]:
         """Images [B, 3, H, W] in [0, 1] and what the network made of them → float64 [B] by name."""
-        return per_image_errors(images, output.reconstruction, self._lpips)
+        chunk = max(1, _ERROR_BYTES // (8 * images[0].numel()))
+        pairs = zip(images.split(chunk), output.reconstruction.split(chunk), strict=True)
+        found = [per_image_errors(originals, made, self._lpips) for originals, made in pairs]
+        return {name: torch.cat([errors[name] for errors in found]) for name in self.names}
 
 
 class SharpnessProbe:

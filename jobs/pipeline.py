@@ -41,7 +41,7 @@ class Stage:
 STAGES = (
     Stage("pack", each="dataset", version=2, uses_gpu=False, needs=()),
     Stage("train", each="run", version=2, uses_gpu=True, needs=("pack",)),
-    Stage("extract", each="run", version=1, uses_gpu=True, needs=("pack", "train")),
+    Stage("extract", each="run", version=2, uses_gpu=True, needs=("pack", "train")),
     Stage("measure", each="run", version=2, uses_gpu=False, needs=("pack", "extract")),
     Stage("analyse", each="study", version=1, uses_gpu=False, needs=("pack", "measure")),
     Stage("report", each="study", version=1, uses_gpu=False, needs=("analyse",)),
@@ -155,7 +155,7 @@ def _run_tasks(
     key = _key("train", section, needs)
     run = Run(model, group, seed, f"{model}-{group}-s{seed}-{key[:8]}")
     train = _task("train", run.id, section, needs, run)
-    record = {"record": study.record.model_dump(mode="json")}
+    record = {"record": study.record.model_dump(mode="json", exclude={"compression"})}
     extract = _task("extract", run.id, record, (train, rated, trained_on), run)
     needed = (rated, trained_on, extract) if study.analysis.typicality else (extract,)
     return [train, extract, _task("measure", run.id, _measure_section(study), needed, run)]

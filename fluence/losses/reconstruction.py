@@ -18,6 +18,7 @@ from fluence.losses.terms import Pass, Term
 from fluence.study import DfcLoss, LpipsLoss, Model, Reconstruction
 
 SSIM_WINDOW_PX, SSIM_SIGMA_PX = 11, 1.5
+_LARGEST_DENSE_PX, _TILE_PX = 64, 24
 SSIM_K1, SSIM_K2 = 0.01, 0.03
 
 
@@ -73,10 +74,25 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 def _window_means(images: Tensor) -> Tensor:
     """Gaussian-weighted means around every inner position: [..., H, W] → [..., H − 10, W − 10].
 
-    Two products with band matrices, which are faster than a convolution with a window at the sizes used here.
+    Products with band matrices, which are faster than a convolution with a window at the sizes used here. Of a large
+    image's matrices most is zero: they are taken in tiles.
     """
     height, width = (_window_matrix(side, images) for side in images.shape[-2:])
-    return height.T @ images @ width
+    if max(images.shape[-2:]) <= _LARGEST_DENSE_PX:
+        return height.T @ images @ width
+    rows = [height[inner, outer].T @ images[..., inner, :] for inner, outer in _tiles(height)]
+    means = torch.cat(rows, dim=-2)
+    return torch.cat([means[..., inner] @ width[inner, outer] for inner, outer in _tiles(width)], dim=-1)
+
+
+def _tiles(matrix: Tensor) -> list[tuple[slice, slice]]:
+    """Rows and columns of the tiles that hold what is not zero in a matrix [side, side − 10]."""
+    side, num_columns = matrix.shape
+    starts = range(0, num_columns, _TILE_PX)
+    return [
+        (slice(start, min(start + _TILE_PX + SSIM_WINDOW_PX - 1, side)), slice(start, start + _TILE_PX))
+        for start in starts
+    ]
 
 
 def _window_matrix(side: int, like: Tensor) -> Tensor:

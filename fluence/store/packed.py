@@ -28,6 +28,10 @@ _SLACK_BYTES = 8 * 2**20  # for what HDF5 itself keeps: headers and the index of
 PROBLEM_COLUMNS = ("image_id", "path", "line", "reason", "kept")
 
 
+class LockedError(ArtifactError):
+    """A file is as it should be, but cannot be opened now."""
+
+
 class PackedWriter:
     """Writes a packed data set block by block; the file appears when `finish` was called and the block ends well.
 
@@ -151,11 +155,18 @@ def open_checked(path: Path, kind: str, version: int, mode: str = "r", **options
 
     Raises:
         ArtifactError: the file is missing, truncated, foreign, or of another version.
+        LockedError: another process writes it, or it may not be read.
     """
     try:
         file = h5py.File(path, mode, **options)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: no such file") from error
+    except BlockingIOError as error:
+        raise LockedError(
+            f"{path}: another process has it open; wait until it ends, or end it (fuser {path})"
+        ) from error
+    except PermissionError as error:
+        raise LockedError(f"{path}: you may not open it; type: chmod u+rw {path}") from error
     except OSError as error:
         raise ArtifactError(f"{path}: damaged or not an HDF5 file ({error}); delete it and run again") from error
     found = (file.attrs.get("kind"), file.attrs.get("format"))

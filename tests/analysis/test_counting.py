@@ -71,7 +71,7 @@ def write(
         reference_ids=["r0", "r1", "r2"],
         layers=layers,
         probes=("l1_error",),
-        float32_layers=float32_layers,
+        float32_layers=dict.fromkeys(float32_layers, "too large"),
         attributes=attributes,
     ) as writer:
         reference = values_of(3, 9, layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -158,6 +159,48 @@ def test_a_layer_beyond_float16_is_stored_as_float32_and_says_so(tmp_path: Path)
         assert types["conv2"] == "float16"
         assert types["conv3"] == "float32"
         assert np.isfinite(file.read("conv3", 0, 20)).all()
+
+
+def test_what_needs_float32_is_known_after_a_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = make_spec(tmp_path, num_images=140, record=Record(layers=("conv3",), reference_images=1, sample_images=1))
+    state = build(MODEL, SIZE_PX, seed=0).state_dict()
+    state[_weight(state)] *= 1e7
+    write_weights(spec.layout.weights(RUN.id), state, {})
+    with pytest.raises(Interrupted, match="stopped at image 128 of 140"):
+        extract(spec, stop=lambda: True)
+    assert "layer conv3: a value is more than float16 can hold; it is stored as float32" in capsys.readouterr().out
+    extract(spec)
+    assert capsys.readouterr().out == f"{RUN.label} continues at image 128 of 140\n"
+    assert not spec.layout.activation_parts(RUN.id).exists()
+
+
+def test_a_faint_layer_is_float32_as_float16_would_lose_too_much(tmp_path: Path) -> None:
+    record = Record(layers=("conv3",), tap="pre", reference_images=1, sample_images=1)
+    spec = make_spec(tmp_path, num_images=4, record=record)
+    state = build(MODEL, SIZE_PX, seed=0).state_dict()
+    for name in state:
+        if "conv3" in name:
+            state[name] *= 0 if name.endswith("bias") else 1e-8
+    write_weights(spec.layout.weights(RUN.id), state, {})
+    extract(spec)
+    with Activations(spec.layout.activations(RUN.id)) as file:
+        dtype, reason = file.dtype("conv3")
+        assert dtype == np.float32
+        assert re.fullmatch(r"float16 would lose \d\.\de[+-]\d\d of an image's sum of magnitudes", reason)
+
+
+def test_no_images_are_no_extraction(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"faces\.h5: holds no image; look at its manifest with: fluence check"):
+        extract(make_spec(tmp_path, num_images=0))
+
+
+def test_the_file_says_what_it_was_made_from(undisturbed: ExtractSpec) -> None:
+    with Activations(undisturbed.layout.activations(RUN.id), run=RUN.id) as file:
+        facts = file.attributes
+        assert (facts["key"], facts["run"], facts["tap"]) == ("key", RUN.id, "post")
+        assert facts["unit_order"] == "channel, row, column"
+        assert facts["made_by"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+        assert facts["dtype_policy"].startswith("float16; float32 where")
 
 
 def _weight(state: dict[str, torch.Tensor]) -> str:

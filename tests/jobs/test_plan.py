@@ -51,6 +51,17 @@ def test_the_grid_is_every_model_group_and_seed_with_three_stages_each() -> None
     assert all(position[need] < position[task.id] for task in tasks for need in task.needs)
 
 
+def test_how_activations_are_stored_makes_no_other_result() -> None:
+    """Extraction compressed or not, measuring and analysis are the same; the tap is another matter."""
+
+    def keys(**record: str) -> dict[str, str]:
+        tasks = tasks_of(make_study(record=record), FINGERPRINTS)
+        return {task.label: task.key for task in tasks if task.stage in ("extract", "measure", "analyse")}
+
+    assert keys(compression="zstd") == keys()
+    assert not set(keys(tap="pre").values()) & set(keys().values())
+
+
 def test_at_first_only_packing_can_run_and_nothing_ever_ran(tmp_path: Path) -> None:
     found = states(make_study(), Layout(tmp_path))
     assert [label for label, entry in found.items() if entry.state == "ready"] == ["pack faces"]

@@ -110,6 +110,23 @@ def test_ssim_against_a_loop_and_its_properties(values):
     torch.testing.assert_close(ssim(x.flip(-1), y.flip(-1)), found)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (65, 40), (24, 130), (90, 107)])
+def test_ssim_of_large_images_in_tiles_against_a_convolution(size):
+    x, y = torch.rand((2, 2, 3, *size), dtype=torch.float64)
+    position = torch.arange(11, dtype=torch.float64) - 5
+    weights = (-position.square() / (2 * 1.5**2)).exp()
+    window = (torch.outer(weights, weights) / weights.sum() ** 2)[None, None]
+
+    def mean(images):
+        return torch.nn.functional.conv2d(images.flatten(0, 1)[:, None], window)
+
+    covariance = mean(x * y) - mean(x) * mean(y)
+    variances = mean(x * x) - mean(x) ** 2 + mean(y * y) - mean(y) ** 2
+    luminance = (2 * mean(x) * mean(y) + 0.01**2) / (mean(x) ** 2 + mean(y) ** 2 + 0.01**2)
+    expected = (luminance * (2 * covariance + 0.03**2) / (variances + 0.03**2)).reshape(2, -1).mean(1)
+    torch.testing.assert_close(ssim(x, y), expected, rtol=1e-12, atol=1e-14)
+
+
 def test_ssim_of_two_even_images_in_closed_form():
     """Without variance only the luminance term is left: (2ab + c₁) / (a² + b² + c₁)."""
     a, b = 0.2, 0.7

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from fluence.errors import ArtifactError
-from fluence.store.activations import ActivationWriter, LayerInfo
+from fluence.store.activations import Activations, ActivationWriter, LayerInfo
 from fluence.store.files import reserve, trim, write_json
 from fluence.store.packed import Packed, PackedWriter
 
@@ -65,6 +65,34 @@ def test_a_disk_that_is_already_full(small_disk: Path) -> None:
         with pytest.raises(ArtifactError, match="the disk is full"):
             attempt()
     assert list(small_disk.iterdir()) == [ballast]
+
+
+def test_a_disk_that_fills_up_while_activations_are_written(small_disk: Path) -> None:
+    """Their own space is theirs; that they cannot be counted is one line, and they go on when there is space."""
+    values, probes = {"conv1": np.ones((100, 4 * 64 * 64), np.float32)}, {"l1_error": np.zeros(100)}
+    with activation_writer(small_disk / "run.h5", 200) as writer:
+        writer.write_block(0, values, probes)
+        writer.keep()
+        ballast = small_disk / "ballast"
+        with pytest.raises(OSError, match="No space left"), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**12))
+        with pytest.raises(ArtifactError, match=r"run\.h5.*: the disk is full: free some space and start again"):
+            writer.write_block(100, values, probes)
+            writer.keep()
+    ballast.unlink()
+    with activation_writer(small_disk / "run.h5", 200) as writer:
+        assert writer.rows_done == 100
+        writer.write_block(100, values, probes)
+        writer.finish()
+    with Activations(small_disk / "run.h5") as file:
+        assert (file.read("conv1", 0, 200) == 1).all()
+
+
+def test_a_file_system_that_is_read_only(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(ArtifactError, match="the file system is read-only: choose another folder with --output"):
+        activation_writer(small_disk / "run.h5", 1)
 
 
 def test_reserved_space_is_given_back(tmp_path: Path) -> None:
