@@ -57,7 +57,7 @@ def read_metrics(folder: Path) -> Metrics:
 
 
 def agreement(pairs: list[tuple[pd.DataFrame, pd.DataFrame]]) -> pd.DataFrame:
-    """Mean over pairs of trainings of the correlation over images, and of the shift of the mean in standard deviations."""
+    """Means over pairs of trainings: correlation over images, and shift of the mean in standard deviations."""
     return pd.DataFrame(
         {
             "r": np.mean([a.corrwith(b) for a, b in pairs], axis=0),
