@@ -64,7 +64,9 @@ class ExtractSpec:
     trained: Mapping[str, TrainedModel] = field(default_factory=dict)
 
 
-def extract(spec: ExtractSpec, stop: Callable[[], bool] = lambda: False, rank: int = 0, world_size: int = 1) -> None:
+def extract(
+    spec: ExtractSpec, stop: Callable[[], bool] = lambda: False, rank: int = 0, world_size: int = 1, gpu: int = 0
+) -> None:
     """Writes the activation file of one run; continues one that was interrupted behind its last block on the disk.
 
     The network is in eval mode, z = μ, float32. A block's size depends on the network alone, so that an interrupted
@@ -76,6 +78,7 @@ def extract(spec: ExtractSpec, stop: Callable[[], bool] = lambda: False, rank: i
         rank: which share of the images this process takes. Process 0 waits for the others and joins their shards, the
             others wait until it has; they may be array elements, as long as they run at the same time.
         world_size: number of processes.
+        gpu: number of the GPU that it takes, of those it sees; without one it takes the CPU.
 
     Raises:
         ArtifactError: weights or images are missing or damaged, a value is not finite, or the disk is full.
@@ -86,7 +89,7 @@ def extract(spec: ExtractSpec, stop: Callable[[], bool] = lambda: False, rank: i
     shards = Shards(spec.layout.activations(spec.run.id), spec.layout.activation_parts(spec.run.id), spec.key)
     shards.forget(rank)
     try:
-        extraction = _Extraction(spec, shards, rank, world_size)
+        extraction = _Extraction(spec, shards, rank, world_size, gpu)
         while not extraction.is_done(shards.float32_layers(), stop):
             pass
     except (Interrupted, LostProcess):
@@ -104,9 +107,9 @@ class _OthersDiffer(Exception):
 class _Extraction:
     """A network in eval mode with the images it is shown."""
 
-    def __init__(self, spec: ExtractSpec, shards: Shards, rank: int, world_size: int) -> None:
+    def __init__(self, spec: ExtractSpec, shards: Shards, rank: int, world_size: int, gpu: int) -> None:
         self._spec, self._shards = spec, shards
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device("cuda", gpu) if torch.cuda.is_available() else torch.device("cpu")
         self._rated, self._training = Packed(spec.rated), Packed(spec.training)
         if not len(self._rated):
             raise ArtifactError(f"{spec.rated}: holds no image; look at its manifest with: fluence check")

@@ -12,6 +12,7 @@ from fluence.store.outcome import write_progress
 from fluence.study import Study
 from jobs.pipeline import Task, trained_models
 from jobs.plan import plan, run_rows
+from jobs.ranks import Share
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Context:
     layout: Layout
     tasks: tuple[Task, ...]
     execution: Execution
+    share: Share
     stop: Callable[[], bool]
 
 
@@ -116,7 +118,8 @@ def _extract(task: Task, context: Context) -> Result:
         key=task.key,
         trained=trained_models(task, context.tasks, study, layout),
     )
-    extract(spec, stop=context.stop)
+    share = context.share
+    extract(spec, context.stop, share.rank, share.world_size, gpu=share.local_rank)
     return Result()
 
 
@@ -127,7 +130,17 @@ def _measure(task: Task, context: Context) -> Result:
     assert task.run is not None
     study, layout, settings = context.study, context.layout, context.study.analysis
     asked = asked_typicality(study, layout)
-    measure(task.run, layout, settings.epsilon, settings.sparsity, key=task.key, typicality=asked, stop=context.stop)
+    measure(
+        task.run,
+        layout,
+        settings.epsilon,
+        settings.sparsity,
+        key=task.key,
+        typicality=asked,
+        stop=context.stop,
+        rank=context.share.rank,
+        world_size=context.share.world_size,
+    )
     return Result()
 
 

@@ -55,16 +55,11 @@ def refuse_strange_folder(layout: Layout) -> None:
         )
 
 
-def is_parallel(draft: Draft) -> bool:
-    """Whether the tasks of a batch use all the processes that the site asks for; only training does."""
-    return draft.stage == "train"
-
-
 def job_parameters(site: Site, draft: Draft, token: str, comment: str, after: str) -> dict[str, Any]:
     """The site's parameters for submitit, with names and dependencies."""
     parameters = site.submitit_parameters(draft.resource_class)
     others = parameters["slurm_additional_parameters"]
-    if not is_parallel(draft):
+    if draft.stage not in site[draft.resource_class].caps.parallel:
         parameters |= {"nodes": 1, "tasks_per_node": 1}
         others |= with_gpus(others, 1)
     others["comment"] = comment

@@ -41,7 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("--fetch", action="store_true", help="download those that are published and not there")
     run = verbs.add_parser("run", help="run, or continue, a study on this machine")
     _add_study(run)
-    run.add_argument("--processes", type=_count, metavar="N", help="processes of each training (default: 1)")
+    run.add_argument(
+        "--processes",
+        type=_count,
+        metavar="N",
+        help="processes that share a training, extraction or measuring (default: 1)",
+    )
     run.add_argument("--jobs", type=_count, metavar="N", help="processes at once (default: as cores or GPUs allow)")
     run.add_argument("--strict", action="store_true", help="take any unusable or duplicate image for an error")
     run.add_argument("--checkpoint-interval", type=_seconds, default=300.0, metavar="SECONDS", help="default: 300")

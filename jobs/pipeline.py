@@ -28,6 +28,7 @@ class Stage:
         each: what there is one task of: a data set, a run, or the study.
         version: raised when the stage computes other numbers from the same settings.
         uses_gpu: whether it runs on a GPU where there is one.
+        shared: whether several processes may share one task.
         needs: the stages that a task of this one reads, in words of `each`; a training may also need other trainings.
     """
 
@@ -36,13 +37,14 @@ class Stage:
     version: int
     uses_gpu: bool
     needs: tuple[str, ...]
+    shared: bool = False
 
 
 STAGES = (
     Stage("pack", each="dataset", version=2, uses_gpu=False, needs=()),
-    Stage("train", each="run", version=2, uses_gpu=True, needs=("pack",)),
-    Stage("extract", each="run", version=2, uses_gpu=True, needs=("pack", "train")),
-    Stage("measure", each="run", version=2, uses_gpu=False, needs=("pack", "extract")),
+    Stage("train", each="run", version=2, uses_gpu=True, needs=("pack",), shared=True),
+    Stage("extract", each="run", version=2, uses_gpu=True, needs=("pack", "train"), shared=True),
+    Stage("measure", each="run", version=2, uses_gpu=False, needs=("pack", "extract"), shared=True),
     Stage("analyse", each="study", version=1, uses_gpu=False, needs=("pack", "measure")),
     Stage("report", each="study", version=1, uses_gpu=False, needs=("analyse",)),
 )

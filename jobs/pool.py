@@ -37,7 +37,7 @@ class Machine:
     Attributes:
         cores: CPU cores.
         gpus: their numbers, as in CUDA_VISIBLE_DEVICES.
-        processes: ranks of one training.
+        processes: ranks of one training, extraction or measuring.
         places: processes that work at the same time.
     """
 
@@ -51,7 +51,7 @@ class Machine:
         """This machine.
 
         Args:
-            processes: ranks of one training; by default one.
+            processes: ranks of one training, extraction or measuring; by default one.
             jobs: processes at the same time; by default one for each GPU, or each core up to 8.
         """
         cores, gpus = len(os.sched_getaffinity(0)), _gpus()
@@ -60,7 +60,7 @@ class Machine:
 
     def ranks(self, task: Task) -> int:
         """Number of processes of a task."""
-        return self.processes if task.stage == "train" else 1
+        return self.processes if STAGE[task.stage].shared else 1
 
     @property
     def threads(self) -> int:

@@ -1,12 +1,34 @@
-"""Who a process of a Slurm job is among those that train together, in the words that torch reads."""
+"""Who a process is among those that share a task, in the words that torch reads."""
 
 from __future__ import annotations
 
 import re
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 _FIRST_PORT, _NUM_PORTS = 10_000, 20_000  # below those that Linux gives to outgoing connections
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of the processes of a task this one is.
+
+    Attributes:
+        rank: its number, from 0.
+        world_size: how many there are.
+        local_rank: its number on its node, which is that of its GPU.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Share:
+        """What `slurm_ranks`, or the local pool, has set for this process."""
+        names = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        return cls(*(int(environment.get(name, default)) for name, default in names))
 
 
 def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fluence.errors import Mistake
+from jobs.pipeline import STAGES
 from jobs.sbatchfile import Directive, SbatchFile, minutes
 
 ResourceClass = Literal["gpu", "cpu", "bigmem"]
@@ -30,6 +31,7 @@ _OURS = {
     "wckey": "the launcher sends an empty one",
     "wrap": "the launcher brings the command",
 }
+_SHARED = tuple(stage.name for stage in STAGES if stage.shared)
 _GPU_OPTIONS = ("gres", "gpus", "gpus-per-node", "gpus-per-task")
 _MEMORY_OPTIONS = ("mem", "mem-per-cpu", "mem-per-gpu")
 
@@ -48,6 +50,7 @@ class Caps:
         internet: whether the compute nodes reach the network.
         home_writable: whether the compute nodes may write to $HOME.
         gpu_sm: compute capability of the GPUs, 70 for V100; None on nodes without.
+        parallel: stages of which one task uses all the processes of the file; tasks of the others use one.
         billing: what is counted: `gpu`, `core` or `nothing`.
         billing_factor: units for one hour of it.
         billing_unit: name of the unit.
@@ -62,6 +65,7 @@ class Caps:
     internet: bool = False
     home_writable: bool = True
     gpu_sm: int | None = None
+    parallel: tuple[str, ...] = ("train", "measure")
     billing: Literal["gpu", "core", "nothing"] = "nothing"
     billing_factor: float = 1.0
     billing_unit: str = "hours"
@@ -89,6 +93,13 @@ def _factor(text: str) -> float:
     return number
 
 
+def _stages(text: str) -> tuple[str, ...]:
+    words = tuple(word for word in text.split(",") if word != "none")
+    if not set(words) <= set(_SHARED):
+        raise ValueError
+    return words
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     return lambda text: {word: word for word in words}[text]
 
@@ -103,6 +114,7 @@ _CAPS: dict[str, tuple[str, Callable[[str], object], str]] = {
     "internet": ("internet", _yes, "`yes` or `no`"),
     "home": ("home_writable", _writable, "`writable` or `read-only`"),
     "gpu-sm": ("gpu_sm", _positive, "a compute capability such as 70"),
+    "parallel": ("parallel", _stages, f"stages with commas between them ({', '.join(_SHARED)}), or `none`"),
     "billing": ("billing", _one_of("gpu", "core", "nothing"), "`gpu`, `core` or `nothing`"),
     "billing-factor": ("billing_factor", _factor, "a number above 0"),
     "billing-unit": ("billing_unit", str, "words"),

@@ -26,6 +26,7 @@ from fluence.store.outcome import Outcome, Status, provenance, write_outcome
 from jobs.bodies import BODIES, Context, Execution, Result
 from jobs.pipeline import STAGE, Task
 from jobs.plan import Planned, plan
+from jobs.ranks import Share
 from jobs.snapshot import Snapshot
 from jobs.starts import MOST_STARTS, is_hopeless
 
@@ -79,7 +80,7 @@ def run_task(snapshot: Path, stage: str, name: str, execution: Execution, stop: 
     taken, layout = Snapshot.load(snapshot), Layout(snapshot.parents[2])
     tasks = taken.tasks
     task = planned_task(tasks, layout, stage, name).task
-    context = Context(taken.study, layout, tasks, execution, stop)
+    context = Context(taken.study, layout, tasks, execution, Share.of(os.environ), stop)
     try:
         with no_space_explained(layout.root):
             result = BODIES[stage](task, context)

@@ -258,6 +258,21 @@ def test_cores_above_a_gpus_share_are_billed_as_gpus(tmp_path: Path) -> None:
         assert found["gpu"].billed_hours(3) == 3 * gpus
 
 
+@pytest.mark.parametrize(
+    ("cap", "stages"),
+    [("", ("train", "measure")), ("train,extract", ("train", "extract")), ("none", ()), ("measure", ("measure",))],
+)
+def test_which_stages_share_a_task(tmp_path: Path, cap: str, stages: tuple[str, ...]) -> None:
+    line = f"#FLUENCE parallel={cap}\n" if cap else ""
+    assert site(tmp_path, gpu=f"{GPU}{line}")["gpu"].caps.parallel == stages
+
+
+def test_a_stage_that_nobody_can_share_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError) as error:
+        site(tmp_path, gpu=f"{GPU}#FLUENCE parallel=train,report\n")
+    assert "must be stages with commas between them (train, extract, measure)" in str(error.value)
+
+
 def test_each_template_is_shell_that_bash_reads() -> None:
     for path in sorted(TEMPLATES.glob("*/*.sbatch")):
         assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0, path

@@ -151,12 +151,14 @@ def test_scripts_are_golden(name: str, layout: Layout) -> None:
         assert found == path.read_text()
 
 
-def test_only_training_asks_for_all_processes(layout: Layout, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cap", ["", "#FLUENCE parallel=train,extract\n"])
+def test_stages_that_share_a_task_ask_for_all_processes(layout: Layout, tmp_path: Path, cap: str) -> None:
     folder = tmp_path / "site"
     folder.mkdir()
     for path in load_site("test-cluster").folder.iterdir():
         text = path.read_text().replace("--nodes=1", "--nodes=2")
         text = text.replace("--ntasks-per-node=1", "--ntasks-per-node=4").replace("gpu:1", "gpu:v100:4")
+        text = text.replace("#FLUENCE", f"{cap}#FLUENCE", 1) if path.name == "gpu.sbatch" else text
         (folder / path.name).write_text(text)
     sbatch = Sbatch()
     send(layout, load_site(str(folder)), sbatch)
@@ -165,7 +167,9 @@ def test_only_training_asks_for_all_processes(layout: Layout, tmp_path: Path) ->
         for script in sbatch.scripts.values()
     }
     assert asked["train"] == ["2", "4", "gpu:v100:4"]
-    assert asked["extract"] == ["1", "1", "gpu:v100:1"]
+    assert asked["extract"] == (["2", "4", "gpu:v100:4"] if cap else ["1", "1", "gpu:v100:1"])
+    assert asked["measure"] == ["2", "4", ""]
+    assert asked["analyse"] == asked["report"] == ["1", "1", ""]
     assert asked["pack"] == ["1", "1", ""]
 
 
