@@ -135,8 +135,16 @@ class PartialMetrics:
         return _read(self._path(layer, "units"))
 
     def metrics_of(self, layer: LayerInfo) -> Arrays:
-        """The metrics of a layer's finished images, from the first on; empty if there are none."""
-        return Piece.joined(list(self.pieces_of(layer, with_histograms=False))).metrics
+        """The metrics of a layer that is finished, name → values [images].
+
+        Raises:
+            ArtifactError: a piece of it is gone or damaged.
+        """
+        found = Piece.joined(list(self.pieces_of(layer, with_histograms=False)))
+        if found.num_images != self._num_images:
+            place = self._place(layer, found.num_images)
+            raise ArtifactError(f"{self._path(layer, '*')}: nothing behind {place}; type the same command again")
+        return found.metrics
 
     def pieces_of(self, layer: LayerInfo, *, with_histograms: bool = True) -> Iterator[Piece]:
         """The pieces of a layer that follow each other from the first image on; what lies behind a gap is removed."""

@@ -20,7 +20,7 @@ from analysis import partial as pieces
 from analysis import walk
 from analysis.measure import measure
 from analysis.partial import PartialMetrics
-from fluence.errors import Interrupted
+from fluence.errors import ArtifactError, Interrupted
 from fluence.layout import Layout
 from fluence.store import histograms
 from fluence.store.activations import Activations
@@ -229,6 +229,22 @@ def test_damaged_thresholds_are_chosen_again(layout: Layout, undisturbed: bytes)
     stop_after(layout, 2)
     path = piece_of(layout, "reference")
     path.write_bytes(path.read_bytes()[:-3])
+    measure(RUN, layout, EPSILON, key="k")
+    assert tables(layout) == undisturbed
+
+
+def test_a_piece_that_goes_before_the_tables_are_written_is_one_line(
+    layout: Layout, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = module.write_table
+
+    def damaged(*given: object) -> None:
+        piece_of(layout, "4-6").unlink()
+        written(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(ArtifactError, match=r"nothing behind layer conv1 .*, image 4 "):
+        patch.setattr(module, "write_table", damaged)
+        measure(RUN, layout, EPSILON, key="k")
     measure(RUN, layout, EPSILON, key="k")
     assert tables(layout) == undisturbed
 
