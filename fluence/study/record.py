@@ -42,7 +42,7 @@ class Record(Section):
     reference_images: Annotated[int, Field(ge=1)] = 64
     """Training images whose activations are kept to choose ε; never the rated images' own ratings."""
     compression: Literal["zstd"] | None = None
-    """Store activations compressed: half the size, read a third as fast; while a file is being compressed, both are on
-    the disk. What is computed from them does not change."""
+    """Store activations compressed: half the size, read a sixth as fast from memory. While a file is being compressed,
+    both are on the disk. What is computed from them does not change."""
     sample_images: Annotated[int, Field(ge=1, le=64)] = 12
     """Reconstructions kept for the report, of rated and of training images each."""
