@@ -1,9 +1,8 @@
-"""Counting and summing, compiled: exact histograms of float16 values, and the sums that every metric is made of.
+"""Summing, compiled: the sums that every metric is made of, from exact histograms or from sorted values.
 
-A float16 has 65,536 values. Counting how often each occurs takes one addition per unit and no sort; all else is
-computed from the bins that are not empty, in float64. What is compiled knows nothing of metrics: the formulas are in
-`analysis.sparsity`. Every row is summed by itself and in one order, so that no result depends on what it is read or
-shared out with.
+All is computed in float64, from the bins of a histogram that are not empty (`fluence.counting`). What is compiled knows
+nothing of metrics: the formulas are in `analysis.sparsity`. Every row is summed by itself and in one order, so that no
+result depends on what it is read or shared out with.
 """
 
 from __future__ import annotations
@@ -11,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-import numba
 import numpy as np
 
+from fluence.counting import compiled
 from fluence.store.histograms import NUM_BINS, Histograms
 
-_SIGN, _INFINITE = 0x8000, 0x7C00  # bit of the sign; magnitudes from here on are infinite or NaN
-_SORTED_BELOW = 2048  # units of rows whose values are sorted: visiting the bins would take longer
-_NEAR = 1 << 13  # values that stay in the nearest cache while they are passed twice
+_SIGN = 0x8000  # its bit
 _BLOCK_BINS = 256  # bins that are summed before their sum is added to the others: rounding does not pile up
 _CHUNK_VALUES = 1 << 20  # values held as float64 at one time (8 MiB, and twice as much beside them)
 _ZEROS, _ABS, _SQUARES, _SUM, _RANKED, _ABS_LOG, _SMALLEST, _LARGEST, _SECOND, _FOURTH = range(10)
@@ -57,36 +53,6 @@ class Moments:
     second: np.ndarray
     fourth: np.ndarray
     above: np.ndarray
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The compiled function, kept for the next process where there is a folder for it that can be written."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the installation nor the user's own folder can be written
-        return numba.njit(nogil=True)(function)
-
-
-def count(values: np.ndarray) -> tuple[Histograms, np.ndarray]:
-    """The histogram of each row, and how many of its values are NaN or infinite.
-
-    Args:
-        values: float16 [n, units].
-
-    Returns:
-        histograms of the n rows, and int64 [n].
-    """
-    rows = np.ascontiguousarray(values).view(np.uint16)
-    num_rows, num_units = rows.shape
-    most = num_rows * min(num_units, NUM_BINS) + 1
-    bits, counts = np.empty(most, np.uint16), np.empty(most, np.uint32)
-    start = np.zeros(num_rows + 1, np.int64)
-    if num_units < _SORTED_BELOW:
-        _count_sorted(np.sort(rows, axis=1, kind="stable"), bits, counts, start)
-    else:
-        _count(rows, np.zeros(2 * NUM_BINS, np.uint32), bits, counts, start)
-    found = Histograms(bits[: start[-1]].copy(), counts[: start[-1]].copy(), start)
-    return found, _unfinite(found.bits, found.counts, start)
 
 
 def moments_of_histograms(histograms: Histograms, thresholds: np.ndarray, num_units: int) -> Moments:
@@ -224,63 +190,7 @@ def _by_magnitude(values: np.ndarray) -> np.ndarray:
     return ((keys >> unsigned(1)) | (keys << last)).view(values.dtype).astype(np.float64)
 
 
-@_compiled
-def _count(rows, table, bits, counts, start):
-    """Every row by a table of its own bins, of which there are two so that equal neighbours need not wait."""
-    half = np.int64(NUM_BINS)
-    num_units = rows.shape[1]
-    place = np.int64(0)
-    for r in range(rows.shape[0]):
-        row = rows[r]
-        largest = np.uint16(0)  # of the bits of non-negative values
-        negative = np.uint16(0)  # of the bits of all
-        for first in range(0, num_units, _NEAR):
-            near = row[first : first + _NEAR]
-            for i in range(near.size):
-                negative = max(negative, near[i])
-                largest = max(largest, near[i] if near[i] < np.uint16(_SIGN) else np.uint16(0))
-            for i in range(0, near.size - 1, 2):
-                table[near[i]] += np.uint32(1)
-                table[half + np.int64(near[i + 1])] += np.uint32(1)
-            if near.size % 2:
-                table[near[near.size - 1]] += np.uint32(1)
-        for first, end in ((0, np.int64(largest) + 1), (_SIGN, np.int64(negative) + 1)):
-            for one in range(first, end):  # without a branch: nobody can foretell which bins are empty
-                total = table[one] + table[half + one]
-                bits[place], counts[place] = one, total
-                place += np.int64(total != 0)
-            if first < end:
-                table[first:end] = 0
-                table[half + first : half + end] = 0
-        start[r + 1] = place
-
-
-@_compiled
-def _count_sorted(rows, bits, counts, start):
-    """The same from rows whose bits ascend."""
-    place = 0
-    for r in range(rows.shape[0]):
-        row = rows[r]
-        run = 0
-        for i in range(1, row.size + 1):
-            if i == row.size or row[i] != row[run]:
-                bits[place], counts[place] = row[run], i - run
-                place += 1
-                run = i
-        start[r + 1] = place
-
-
-@_compiled
-def _unfinite(bits, counts, start):
-    found = np.zeros(start.size - 1, np.int64)
-    for r in range(start.size - 1):
-        for place in range(start[r], start[r + 1]):
-            if (bits[place] & np.uint16(_SIGN - 1)) >= np.uint16(_INFINITE):
-                found[r] += counts[place]
-    return found
-
-
-@_compiled
+@compiled
 def _sum_histograms(bits, counts, start, table, table_log, thresholds, num_units, scratch, cumulated, out, above):
     """Merges positive and negative bins by magnitude and sums; the first image with other than N units, or −1."""
     values, magnitudes, logs = scratch[0], scratch[1], scratch[2]
@@ -306,13 +216,13 @@ def _sum_histograms(bits, counts, start, table, table_log, thresholds, num_units
     return -1
 
 
-@_compiled
+@compiled
 def _sum_rows(values, magnitudes, logs, cumulated, thresholds, out, above):
     for r in range(values.shape[0]):
         _sum(values[r], magnitudes[r], logs[r], cumulated, thresholds, out[r], above[r])
 
 
-@_compiled
+@compiled
 def _sum(values, magnitudes, logs, cumulated, thresholds, out, above):
     """Sums over the bins of one row, magnitudes ascending; `cumulated` is the number of units before each bin."""
     size = values.size

@@ -25,6 +25,7 @@ import pandas as pd
 from analysis.gates import GATE
 from analysis.layers import Plan, choose_reference, measure_block, measure_units, quantile_name
 from analysis.partial import PartialMetrics, Piece, Reference, source_stamp
+from analysis.sources import dtype_of, kept_histograms, refuse_unusable
 from analysis.sparsity import NonFinite
 from analysis.walk import Shares, num_threads, read_ahead, steps
 from fluence.allocator import keep_freed_memory
@@ -86,8 +87,8 @@ def measure(
     keep_freed_memory()  # blocks come and go
     with ExitStack() as open_files:
         source = open_files.enter_context(Activations(layout.activations(run.id)))
-        _refuse_unusable(source, run, layout)
-        kept = _kept(run, layout, source, open_files)
+        refuse_unusable(source, run, layout)
+        kept = kept_histograms(run, layout, source, open_files)
         made = f"{key} {'from histograms' if kept else 'from activations'}"
         partial = PartialMetrics(run, layout, source, key, stop, made=made, tells=rank == 0)
         own = source.layers[rank::world_size]
@@ -145,7 +146,7 @@ class _Work:
 
     def plan(self, layer: LayerInfo) -> Plan:
         """How a layer is measured."""
-        dtype = _dtype(self.source, layer)
+        dtype = dtype_of(self.source, layer)
         quantiles = () if layer.kind == GATE else self._epsilon.quantiles
         return Plan(layer, quantiles, self._sparsity.per, dtype.itemsize, is_kept(layer, dtype))
 
@@ -275,34 +276,6 @@ class _Typicality:
     def _tell(self, fraction: float, text: str) -> None:
         if self._progress:
             write_progress(self._progress, self._key, fraction, text)
-
-
-def _refuse_unusable(source: Activations, run: Run, layout: Layout) -> None:
-    path = layout.activations(run.id)
-    of = str(source.attributes.get("run", run.id))
-    if of != run.id:
-        raise ArtifactError(f"{path}: holds the activations of {of}; delete it and run again")
-    if not len(source.image_ids):
-        raise ArtifactError(f"{path}: holds no image, so there is nothing to measure; extract this run again")
-
-
-def _kept(run: Run, layout: Layout, source: Activations, open_files: ExitStack) -> HistogramFile | None:
-    """Histograms of these very activations from an earlier measuring; None if there are none."""
-    path = layout.histograms(run.id)
-    if not path.is_file():
-        return None
-    try:
-        kept = open_files.enter_context(HistogramFile(path))
-    except ArtifactError as error:
-        print(f"{error}: it is counted again", flush=True)
-        return None
-    needed = {layer.name for layer in source.layers if is_kept(layer, _dtype(source, layer))}
-    is_same = kept.made_from == source_stamp(layout, run, source) and needed <= kept.layers
-    return kept if is_same and np.array_equal(kept.image_ids, source.image_ids) else None
-
-
-def _dtype(source: Activations, layer: LayerInfo) -> np.dtype:
-    return source.read(layer.name, 0, 0).dtype
 
 
 # ── Writing ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,6 @@
 """How sparse is a layer's response to an image? Every metric, from the sums over its units.
 
-float16 values are counted (`analysis.histogram`), others sorted; both ways lead to the same sums, and one set of
+float16 values are counted (`fluence.counting`), others sorted; both ways lead to the same sums, and one set of
 formulas.
 """
 
@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from analysis.histogram import Moments, count, moments_of_histograms, moments_of_values
+from analysis.histogram import Moments, moments_of_histograms, moments_of_values
+from fluence.counting import count
 from fluence.errors import ArtifactError
 from fluence.store.histograms import Histograms
 

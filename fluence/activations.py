@@ -23,6 +23,8 @@ from fluence.models.trained import TrainedModel, load_trained
 from fluence.probes import ErrorProbe, Probe, SharpnessProbe
 from fluence.rows import Behind, Rows
 from fluence.store.activations import ActivationWriter, LayerInfo, NeedsFloat32, Which
+from fluence.store.histogram_parts import HistogramParts
+from fluence.store.histograms import is_kept
 from fluence.store.layers import CHUNK_IMAGES, UNIT_ORDER
 from fluence.store.outcome import provenance, write_progress
 from fluence.store.packed import Packed
@@ -127,6 +129,9 @@ class _Extraction:
             self._layers: tuple[LayerInfo, ...] = recorder.layers
         self._block = block_images(4 * sum(layer.num_units for layer in self._layers))
         step = max(self._block, CHUNK_IMAGES)
+        self._ids = list(self._rated.table["image_id"])
+        where = spec.layout.counted(spec.run.id), spec.layout.counted_parts(spec.run.id)
+        self._parts = HistogramParts(*where, spec.key, self._ids)
         self._shares = [share(len(self._rated), step, place, world_size) for place in range(world_size)]
         self._rank, self._images = rank, self._shares[rank]
 
@@ -136,6 +141,7 @@ class _Extraction:
             if len(self._shares) == 1:
                 self._write(self._spec.layout.activations(self._spec.run.id), float32_layers, stop)
                 self._shards.remove()
+                self._parts.remove()
                 return True
             if self._images and not self._shards.is_finished(self._images, list(float32_layers)):
                 self._write(self._shards.of(self._images), float32_layers, stop)
@@ -160,7 +166,22 @@ class _Extraction:
             return not missing
 
         self._wait(all_there, float32_layers, stop)
+        self._join_histograms(float32_layers)
         self._shards.join(self._shares)
+        self._parts.remove()
+
+    def _counted(self, float32_layers: Mapping[str, str]) -> frozenset[str]:
+        """Layers of which only histograms are kept."""
+        if self._spec.record.store == "activations":
+            return frozenset()
+        halves = (layer for layer in self._layers if layer.name not in float32_layers)
+        return frozenset(layer.name for layer in halves if is_kept(layer, np.dtype("float16")))
+
+    def _join_histograms(self, float32_layers: Mapping[str, str]) -> None:
+        if self._counted(float32_layers):
+            self._parts.join()
+        else:
+            self._spec.layout.counted(self._spec.run.id).unlink(missing_ok=True)
 
     def _wait(self, condition: Callable[[], bool], float32_layers: Mapping[str, str], stop: Callable[[], bool]) -> None:
         while not condition():
@@ -178,25 +199,35 @@ class _Extraction:
 
     def _write(self, path: Path, float32_layers: Mapping[str, str], stop: Callable[[], bool]) -> None:
         """One pass over the images of this process, with some layers stored as float32."""
-        spec, rated_ids = self._spec, list(self._rated.table["image_id"])
+        spec, counted = self._spec, self._counted(float32_layers)
         reference = self._reference_rows() if self._images.start == 0 else np.arange(0)
         with (
             ActivationWriter(
                 path,
                 key=spec.key,
-                image_ids=rated_ids[self._images.start : self._images.stop],
+                image_ids=self._ids[self._images.start : self._images.stop],
                 reference_ids=list(self._training.table["image_id"].iloc[reference]),
                 layers=self._layers,
                 probes=[name for probe in self._probes for name in probe.names],
                 float32_layers=float32_layers,
                 attributes=self._attributes(),
                 compression=spec.record.compression,
+                counted=counted,
+                before_keep=lambda num_images: self._parts.keep(self._images.start + num_images),
             ) as writer,
             record(self._network, spec.record.layers, spec.record.tap) as recorder,
         ):
+            if writer.rows_done == 0:
+                self._parts.begin(self._images)
+            else:
+                self._parts.cut(self._images, self._images.start + writer.rows_done)
             if writer.rows_done == 0 and self._images.start == 0:
+                histograms = []
                 for start, rows, _, _ in self._blocks(self._training, reference, recorder, float32_layers):
                     writer.write_reference(start, rows)
+                    histograms.append(rows.histograms())
+                if counted:
+                    self._parts.add_reference(histograms)
                 self._write_samples(writer)
             self._write_rated(writer, recorder, float32_layers, stop)
 
@@ -212,7 +243,7 @@ class _Extraction:
         with Behind() as behind:
             for offset, rows, pixels, output in self._blocks(self._rated, images, recorder, float32_layers):
                 probes = self._measure(pixels, output)
-                behind(partial(_write_block, writer, int(images[offset]) - first, rows, probes, said))
+                behind(partial(self._write_block, writer, int(images[offset]) - first, rows, probes, said))
                 if len(self._shares) > 1:
                     self._look_at_others(float32_layers)
                 if stop() and offset + len(pixels) < len(images):
@@ -221,8 +252,27 @@ class _Extraction:
                     said()
                     raise Interrupted(f"stopped at image {first + writer.rows_kept} of {total}")
             behind.wait()
+        writer.keep()
+        if len(self._shares) == 1:
+            self._join_histograms(float32_layers)
         writer.finish()
         said()
+
+    def _write_block(
+        self,
+        writer: ActivationWriter,
+        start: int,
+        rows: Rows,
+        probes: dict[str, np.ndarray],
+        said: Callable[[], None],
+    ) -> None:
+        """Writes a block, and says so if the disk has it."""
+        kept = writer.rows_kept
+        if histograms := rows.histograms():
+            self._parts.add(histograms)
+        writer.write_block(start, rows, probes)
+        if writer.rows_kept != kept:
+            said()
 
     def _say(self, writer: ActivationWriter, begun: int, begun_at: float) -> None:
         """How far this process is for good, and how fast; the first share speaks for all."""
@@ -238,11 +288,16 @@ class _Extraction:
         self, packed: Packed, rows: np.ndarray, recorder: Recorder, float32_layers: Mapping[str, str]
     ) -> Iterator[tuple[int, Rows, torch.Tensor, Output]]:
         """Start, layers, and the images with their output, of each block of images."""
-        ids = list(packed.table["image_id"].iloc[rows])
+        ids, counted = list(packed.table["image_id"].iloc[rows]), self._counted(float32_layers)
         for start in range(0, len(rows), self._block):
             images = self._read(packed, rows[start : start + self._block])
             output = self._network(images)
-            yield start, Rows(recorder.take(), float32_layers, ids[start : start + self._block]), images, output
+            yield (
+                start,
+                Rows(recorder.take(), float32_layers, ids[start : start + self._block], counted),
+                images,
+                output,
+            )
 
     def _measure(self, images: torch.Tensor, output: Output) -> dict[str, np.ndarray]:
         """What the probes say of each image, float64 [images] by name."""
@@ -286,6 +341,7 @@ class _Extraction:
             "group": run.group,
             "seed": run.seed,
             "tap": chosen.tap,
+            "store": chosen.store,
             "unit_order": UNIT_ORDER,
             "dtype_policy": "float16; float32 where a value is too large for it or an image would lose more than "
             f"{MOST_LOST:g} of its sum of magnitudes",
@@ -293,16 +349,6 @@ class _Extraction:
             "made_by": provenance(time.time(), {}),
             "lpips": f"{chosen.lpips.net}, {chosen.lpips.weights} weights" if chosen.lpips else "",
         }
-
-
-def _write_block(
-    writer: ActivationWriter, start: int, rows: Rows, probes: dict[str, np.ndarray], said: Callable[[], None]
-) -> None:
-    """Writes a block, and says so if the disk has it."""
-    kept = writer.rows_kept
-    writer.write_block(start, rows, probes)
-    if writer.rows_kept != kept:
-        said()
 
 
 def block_images(bytes_per_image: int) -> int:

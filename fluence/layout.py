@@ -100,6 +100,14 @@ class Layout:
         """Folder of what several processes write of a run's activations, and tell each other."""
         return self.root / "activations" / f"{run_id}.parts"
 
+    def counted(self, run_id: str) -> Path:
+        """Histograms of layers whose activations are not stored."""
+        return self.root / "activations" / f"{run_id}.histograms.h5"
+
+    def counted_parts(self, run_id: str) -> Path:
+        """Folder of the parts of these histograms, until they are one file."""
+        return self.root / "activations" / f"{run_id}.histograms.parts"
+
     def metrics(self, run_id: str) -> Path:
         """Metrics per image and layer."""
         return self.root / "metrics" / f"{run_id}.parquet"

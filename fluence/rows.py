@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fluence.counting import count
+from fluence.store.histograms import NUM_BINS, Histograms
 from fluence.store.precision import SURE_MEAN, check_rows
 
 _EVERY_ROW = 8
@@ -25,16 +27,24 @@ class Rows(Mapping[str, np.ndarray]):
         values: name → float32 [B, *shape]. They are no longer needed when this is made.
         float32_layers: names of those that stay float32.
         ids: of the images, for errors.
+        counted: names of those of which `histograms` are wanted, and not the values.
 
     Raises:
         NeedsFloat32: another layer does not fit into float16. That a value is infinite shows only when it is written.
         ArtifactError: a value is NaN or infinite, as far as that shows here.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], float32_layers: Mapping[str, str], ids: Sequence[str]) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        float32_layers: Mapping[str, str],
+        ids: Sequence[str],
+        counted: Collection[str] = (),
+    ) -> None:
         halved = {name: value for name, value in values.items() if name not in float32_layers}
         _check_fit(halved, ids)
         chosen = {name: value.half() if name in halved else value.float() for name, value in values.items()}
+        self._ids, self._counted = ids, {name: chosen.pop(name) for name in list(chosen) if name in counted}
         self._values = {name: _begin(value) for name, value in chosen.items()}
         self._arrival = torch.cuda.Event() if any(value.is_cuda for value in values.values()) else None
         if self._arrival:
@@ -46,11 +56,47 @@ class Rows(Mapping[str, np.ndarray]):
             self._arrival.synchronize()
         return _in_order(self._values[layer]).numpy()
 
+    def histograms(self) -> dict[str, Histograms]:
+        """Histograms of each image, of the layers that are to be counted.
+
+        Raises:
+            NeedsFloat32: a value is more than float16 can hold.
+            ArtifactError: a value is NaN.
+        """
+        return {name: self._count(name, value) for name, value in self._counted.items()}
+
+    def _count(self, layer: str, values: Tensor) -> Histograms:
+        """On the device that the values [B, *shape] are on; in which order they lie there does not matter."""
+        is_last = values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
+        flat = (values.permute(0, 2, 3, 1) if is_last else values).flatten(1)
+        if flat.is_cuda:
+            found, num_unfinite = count_on_gpu(flat)
+        else:
+            found, unfinite = count(flat.numpy())
+            num_unfinite = int(unfinite.sum())
+        if num_unfinite:
+            check_rows(flat.cpu().numpy(), np.dtype("float16"), layer, self._ids)
+        return found
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+def count_on_gpu(values: Tensor) -> tuple[Histograms, int]:
+    """The histogram of each row of float16 values [B, units], and how many values are NaN or infinite.
+
+    The same as `fluence.counting.count`; on any device.
+    """
+    rows = values.view(torch.int16)
+    bins = torch.stack([torch.bincount(row.int() & 0xFFFF, minlength=NUM_BINS) for row in rows])
+    unfinite = int(bins[:, 0x7C00:0x8000].sum() + bins[:, 0xFC00:].sum())
+    row, bits = torch.nonzero(bins, as_tuple=True)
+    start = np.concatenate([[0], np.cumsum(torch.bincount(row, minlength=len(rows)).cpu().numpy())])
+    counts = bins[row, bits].cpu().numpy().astype(np.uint32)
+    return Histograms(bits.cpu().numpy().astype(np.uint16), counts, start.astype(np.int64)), unfinite
 
 
 class Behind:

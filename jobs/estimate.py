@@ -38,7 +38,7 @@ class ModelCost:
 
     Attributes:
         num_parameters: of the network.
-        num_units: recorded numbers per image, over all layers.
+        num_units: stored numbers per image, over all layers.
         num_bins: different ones among them in the layers whose histograms are kept, by experience.
         forward_gflops: arithmetic of a forward pass of one image.
         training_gflops: the same for a training step, losses included.
@@ -168,11 +168,13 @@ def model_cost(study: Study, model: Model) -> ModelCost:
         network(torch.empty(1, 3, size, size))
     recorded = study.record.layers
     layers = [layer for layer in network.recordable if recorded == "encoder" or layer.name in recorded]
+    counted = {layer.name for layer in layers if layer.num_units >= SMALLEST_COUNTED}
+    unstored = counted if study.record.store == "metrics" else set()
     forward = counter.get_total_flops() / _GIGA
     return ModelCost(
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
-        num_units=sum(layer.num_units for layer in layers),
-        num_bins=sum(min(layer.num_units // 3, _MOST_BINS) for layer in layers if layer.num_units >= SMALLEST_COUNTED),
+        num_units=sum(layer.num_units for layer in layers if layer.name not in unstored),
+        num_bins=sum(min(layer.num_units // 3, _MOST_BINS) for layer in layers if layer.name in counted),
         forward_gflops=forward,
         training_gflops=(1 + _BACKWARD) * forward + _loss_gflops(study, model),
     )

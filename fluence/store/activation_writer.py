@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +28,7 @@ from fluence.store.layers import (
     Which,
     allocate,
     num_bytes,
+    write_counted,
     write_layer_info,
     write_texts,
 )
@@ -52,6 +53,8 @@ class ActivationWriter:
         float32_layers: layers that do not fit into float16, with the reason.
         attributes: JSON-serialisable facts to keep with the file.
         compression: name of the filter that the finished file is compressed with; None to leave it as it is.
+        counted: names of layers of which the file holds no values: their histograms are kept elsewhere.
+        before_keep: called with the number of images that are about to count.
 
     Attributes:
         rows_done: images that are written, from the first on.
@@ -73,13 +76,18 @@ class ActivationWriter:
         float32_layers: Mapping[str, str] | None = None,
         attributes: dict[str, Any] | None = None,
         compression: str | None = None,
+        counted: Collection[str] = (),
+        before_keep: Callable[[int], None] = lambda num_images: None,
     ) -> None:
         self._path, self._partial = path, path.with_name(f"{path.name}.partial")
         self._commit = path.with_name(f"{path.name}.partial.json")
         self._image_ids, self._reference_ids = list(image_ids), list(reference_ids)
-        self._layers, self._probes = tuple(layers), list(probes)
+        self._order, self._probes = tuple(layers), list(probes)
+        self._layers = tuple(layer for layer in layers if layer.name not in counted)
+        self._before_keep = before_keep
         self._float32, self._compression = dict(float32_layers or {}), compression
         self._policy = {"key": key, "images": len(image_ids), "float32_layers": sorted(self._float32)}
+        self._policy |= {"counted": sorted(counted)} if counted else {}
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             done = self._rows_on_disk()
@@ -135,7 +143,9 @@ class ActivationWriter:
                     shape = (len(ids), layer.num_units)
                     dataset = allocate(file, f"{group}/{layer.name}", shape, self._dtype(layer).name)
                     write_layer_info(dataset, layer, self._float32.get(layer.name, FITS))
-            file.require_group("layers").attrs["order"] = json.dumps([layer.name for layer in self._layers])
+            group = file.require_group("layers")
+            group.attrs["order"] = json.dumps([layer.name for layer in self._order])
+            write_counted(group, [layer for layer in self._order if layer not in self._layers])
             file.create_group("probes").attrs["order"] = json.dumps(self._probes)
             for probe in self._probes:
                 allocate(file, f"probes/{probe}", (len(self._image_ids),), "float64")
@@ -153,11 +163,10 @@ class ActivationWriter:
         """
         if start != self.rows_done:
             raise ArtifactError(f"{self._path}: image {start} was given, image {self.rows_done} is next")
-        num_images = 0
+        num_images = len(next(iter((*probes.values(), *layers.values())), ()))
         with explained(self._path):
             for name, values in layers.items():
                 self._write_rows(f"layers/{name}", self._image_ids, start, values)
-                num_images = len(values)
             for name, values in probes.items():
                 self._check_probe(name, start, values)
                 self._file[f"probes/{name}"][start : start + num_images] = values
@@ -212,6 +221,7 @@ class ActivationWriter:
         started = time.monotonic()
         with explained(self._path):
             self._sync()
+            self._before_keep(self.rows_done)
             self._count(self.rows_done)
         self.rows_kept, self._kept_at = self.rows_done, time.monotonic()
         self._keeping_s = self._kept_at - started

@@ -1,7 +1,8 @@
 """The activation file: one HDF5 per run, with every recorded layer of every rated image.
 
     image_id                     UTF-8 text [images]
-    layers/<layer>               float16 or float32 [images, units], units flattened from (channel, row, column)
+    layers/<layer>               float16 or float32 [images, units], units flattened from (channel, row, column); not
+                                 of layers that were only counted, which the group's attribute `counted` names
         attributes               shape, tap, kind, unit_order, dtype_reason
     reference/<layer>            the same for training images, to choose ε on
     reference_id                 UTF-8 text [reference images]
@@ -28,7 +29,16 @@ import pandas as pd
 
 from fluence.errors import ArtifactError
 from fluence.store.activation_writer import ActivationWriter
-from fluence.store.layers import CHUNK_IMAGES, CHUNK_UNITS, FORMAT, KIND, LayerInfo, Which, read_layer_info
+from fluence.store.layers import (
+    CHUNK_IMAGES,
+    CHUNK_UNITS,
+    FORMAT,
+    KIND,
+    LayerInfo,
+    Which,
+    read_counted,
+    read_layer_info,
+)
 from fluence.store.packed import open_checked, read_header
 from fluence.store.precision import NeedsFloat32
 
@@ -49,6 +59,7 @@ class Activations:
         image_ids: text [images].
         reference_ids: text [reference images].
         layers: what is recorded, in the order of the network.
+        stored: those of them whose values are in the file; of the others there are histograms alone.
         probes: values recorded once per image, indexed by image_id.
         attributes: what the extractor wrote about the file, with its `key`.
         chunk_images: blocks of images that begin at multiples of this are read fastest.
@@ -73,7 +84,9 @@ class Activations:
             self.image_ids = file["image_id"].asstr()[:]
             self.reference_ids = file["reference_id"].asstr()[:]
             order = json.loads(file["layers"].attrs["order"])
-            self.layers = tuple(read_layer_info(file[f"layers/{name}"]) for name in order)
+            counted = read_counted(file["layers"])
+            self.layers = tuple(counted.get(name) or read_layer_info(file[f"layers/{name}"]) for name in order)
+            self.stored = tuple(layer for layer in self.layers if layer.name not in counted)
             index = pd.Index(self.image_ids, name="image_id")
             names = json.loads(file["probes"].attrs["order"])
             self.probes = pd.DataFrame({name: file[f"probes/{name}"][:] for name in names}, index=index)

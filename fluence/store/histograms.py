@@ -181,6 +181,7 @@ class HistogramFile:
         made_from: what the histograms were counted from.
         image_ids: text [images].
         layers: names of the layers that are in it.
+        reference_layers: names of those with histograms of the training images.
 
     Raises:
         ArtifactError: the file is missing, truncated, foreign, or of another version.
@@ -192,6 +193,7 @@ class HistogramFile:
         self.made_from = str(read_header(file)["made_from"])
         self.image_ids = file["image_id"].asstr()[:]
         self.layers = frozenset(file["layers"])
+        self.reference_layers = frozenset(file.get("reference", ()))
         self._starts = {name: file[f"layers/{name}/start"][:] for name in self.layers}
 
     def __enter__(self) -> Self:

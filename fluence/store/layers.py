@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,17 @@ def read_layer_info(dataset: h5py.Dataset) -> LayerInfo:
     name = dataset.name.rpartition("/")[2]
     shape = tuple(int(side) for side in attributes["shape"])
     return LayerInfo(name, shape, str(attributes["tap"]), str(attributes["kind"]))
+
+
+def write_counted(group: h5py.Group, layers: Sequence[LayerInfo]) -> None:
+    """Writes what is recorded of layers of which the file holds no values."""
+    group.attrs["counted"] = json.dumps([(one.name, one.shape, one.tap, one.kind) for one in layers])
+
+
+def read_counted(group: h5py.Group) -> dict[str, LayerInfo]:
+    """What `write_counted` wrote, by name."""
+    found = json.loads(group.attrs.get("counted", "[]"))
+    return {name: LayerInfo(name, tuple(shape), tap, kind) for name, shape, tap, kind in found}
 
 
 def write_texts(group: h5py.Group, name: str, values: Sequence[str]) -> None:

@@ -146,7 +146,7 @@ _CLOCKS_S = 1.0  # file systems keep coarser times than processes
 def _is_like(path: Path, key: str, num_images: int, float32_layers: Sequence[str]) -> bool:
     try:
         with Activations(path) as shard:
-            stored = {layer.name for layer in shard.layers if shard.dtype(layer.name)[0] == np.float32}
+            stored = {layer.name for layer in shard.stored if shard.dtype(layer.name)[0] == np.float32}
             same = shard.attributes["key"] == key and len(shard.image_ids) == num_images
             return same and stored == set(float32_layers)
     except ArtifactError:
@@ -177,11 +177,11 @@ def join(path: Path, shards: Sequence[Path]) -> None:
         file.attrs[PARTS] = json.dumps(parts)
         write_texts(file, "image_id", [one for part in opened for one in part.image_ids])
         write_texts(file, "reference_id", list(opened[0].reference_ids))
-        for layer in opened[0].layers:
+        for layer in opened[0].stored:
             _link(file, first, f"layers/{layer.name}", [(name, count) for name, _, count in parts])
             _link(file, first, f"reference/{layer.name}", [(names[0], len(opened[0].reference_ids))])
         for group in ("layers", "probes"):
-            file.require_group(group).attrs["order"] = first[group].attrs["order"]
+            file.require_group(group).attrs.update(first[group].attrs)
         for probe in opened[0].probes:
             file[f"probes/{probe}"] = np.concatenate([part.probes[probe].to_numpy() for part in opened])
         if "samples" in first:
@@ -193,7 +193,7 @@ def _check_like(path: Path, shard: Activations, first: Activations) -> None:
     for what, mine, other in (
         ("key", shard.attributes["key"], first.attributes["key"]),
         ("layers", shard.layers, first.layers),
-        ("types", *([one.dtype(layer.name)[0] for layer in one.layers] for one in (shard, first))),
+        ("types", *([one.dtype(layer.name)[0] for layer in one.stored] for one in (shard, first))),
         ("probes", list(shard.probes), list(first.probes)),
     ):
         if mine != other:

@@ -190,7 +190,19 @@ class Study(Section):
         if self.analysis.epsilon.report not in self.analysis.epsilon.quantiles:
             raise ValueError("analysis.epsilon.report: must be one of analysis.epsilon.quantiles")
         self._refuse_reference_images_that_will_not_do()
+        self._refuse_what_needs_activations()
         return self
+
+    def _refuse_what_needs_activations(self) -> None:
+        if self.record.store == "activations":
+            return
+        needs = ["analysis.typicality"] if self.analysis.typicality else []
+        needs += [f"analysis.sparsity.per: {per}" for per in self.analysis.sparsity.per if per != "layer"]
+        if needs:
+            raise ValueError(
+                f"record.store: metrics keeps no activations, which {' and '.join(needs)} would read; "
+                "write store: activations, or leave that out"
+            )
 
     @model_validator(mode="after")
     def _compared_models_are_trained(self) -> Study:

@@ -41,6 +41,10 @@ class Record(Section):
     """Also measure each image's sharpness; it takes about four times a forward and backward pass."""
     reference_images: Annotated[int, Field(ge=1)] = 64
     """Training images whose activations are kept to choose ε; never the rated images' own ratings."""
+    store: Literal["activations", "metrics"] = "activations"
+    """`metrics` counts large layers while the network runs and stores no activations of them: exact histograms, which
+    every metric of a whole layer comes from. Numbers are the same; typicality and what asks for places in a layer
+    (`analysis.sparsity.per`) need activations."""
     compression: Literal["zstd"] | None = None
     """Store activations compressed: half the size, read a sixth as fast from memory. While a file is being compressed,
     both are on the disk. What is computed from them does not change."""

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import analysis.histogram as module
+import fluence.counting as module
 from analysis.histogram import (
-    count,
     moments_of_histograms,
     moments_of_values,
     nonzero_quantiles,
     nonzero_quantiles_of_float32,
 )
+from fluence.counting import count
 from fluence.store.histograms import Histograms
 
 THRESHOLDS = np.array([0.0, 0.25, 1.0, 1e9])

@@ -48,6 +48,15 @@ def test_histograms_of_large_layers_take_space() -> None:
     assert model_cost(small, small.models["m"]).num_bins == 0
 
 
+def test_activations_that_are_not_stored_take_no_space() -> None:
+    large = study(record={"store": "metrics"})
+    large = large.model_copy(update={"data": large.data.model_copy(update={"image_size_px": 128})})
+    units = [layer.num_units for layer in build(large.models["m"], 128, seed=0).recordable]
+    cost = model_cost(large, large.models["m"])
+    assert cost.num_units == sum(number for number in units if number < 16_384)
+    assert cost.num_bins == sum(number // 3 for number in units if number >= 16_384)
+
+
 def test_only_recorded_layers_count() -> None:
     chosen = study(record={"layers": ["conv1"]})
     assert model_cost(chosen, chosen.models["m"]).num_units == 8 * (SIZE // 2) ** 2
