@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import fluence.counting as module
+import analysis.histogram
+import fluence.counting
 from analysis.histogram import (
     moments_of_histograms,
     moments_of_values,
@@ -53,7 +55,7 @@ def as_dicts(histograms: Histograms) -> list[dict[int, int]]:
 @given(any_bits, st.booleans())
 def test_every_bit_pattern_is_counted(bits: np.ndarray, with_table: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_SORTED_BELOW", 0 if with_table else 1 << 20)
+        patch.setattr(fluence.counting, "_SORTED_BELOW", 0 if with_table else 1 << 20)
         found, unfinite = count(bits.view(np.float16))
     assert as_dicts(found) == [slow_counts(row) for row in bits]
     assert all((np.diff(found.bits[slice(*found.start[i : i + 2])].astype(int)) > 0).all() for i in range(len(bits)))
@@ -101,7 +103,7 @@ def test_no_bit_depends_on_what_else_is_counted() -> None:
 def test_no_bit_depends_on_how_many_rows_are_sorted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     values = random_halves(7, 300).astype(np.float32) * np.float32(1.1)
     whole = moments_of_values(values, THRESHOLDS)
-    monkeypatch.setattr(module, "_CHUNK_VALUES", 700)
+    monkeypatch.setattr(analysis.histogram, "_CHUNK_VALUES", 700)
     np.testing.assert_array_equal(moments_of_values(values, THRESHOLDS).ranked, whole.ranked)
 
 
@@ -158,13 +160,21 @@ def test_an_installation_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -
     package = tmp_path / "installed" / "analysis"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text('"""A copy."""\n')
-    (package / "histogram.py").write_text(Path(module.__file__).read_text(encoding="utf-8"))
+    (package / "histogram.py").write_text(Path(analysis.histogram.__file__).read_text(encoding="utf-8"))
     (package / "__pycache__").write_text("a file where numba wants a folder")
-    root = Path(module.__file__).parents[1]
+    root = Path(analysis.histogram.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{package.parent}:{root}", "PYTHONDONTWRITEBYTECODE": "1"}
     environment |= {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/none", "NUMBA_CACHE_DIR": ""}
-    code = "import numpy as np, analysis.histogram as h; print(h.__file__, h.count(np.ones((1, 3), 'f2'))[0].counts)"
+    code = """
+        import numpy as np, analysis.histogram as copied
+        print(copied.__file__, copied.moments_of_values(np.ones((1, 3)), np.zeros(1)).above)
+    """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.stdout.split() == [str(package / "histogram.py"), "[3]"], done.stderr
+    assert done.stdout.split() == [str(package / "histogram.py"), "[[3]]"], done.stderr
