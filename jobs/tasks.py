@@ -108,7 +108,7 @@ def _note_end(outcome: Outcome, task: Task, layout: Layout) -> None:
     """Writes down how the task ended, in rank 0 or where it failed, and prints it."""
     if os.environ.get("RANK", "0") == "0" or outcome.status == "failed":
         write_outcome(layout.outcome(task.stage, task.name), outcome)
-    print(f"{task.label}: {outcome.status}{': ' + outcome.reason if outcome.reason else ''}", flush=True)
+        print(f"{task.label}: {outcome.status}{': ' + outcome.reason if outcome.reason else ''}", flush=True)
 
 
 def planned_task(tasks: tuple[Task, ...], layout: Layout, stage: str, name: str) -> Planned:

@@ -28,6 +28,15 @@ def site_without_requeue(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 @pytest.fixture(scope="session")
+def shared_site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Two processes for each training, extraction and measuring."""
+    folder = tmp_path_factory.mktemp("site") / "shared"
+    all_stages = "requeue=yes\n", "requeue=yes\n#FLUENCE parallel=train,extract,measure\n"
+    two = "--ntasks-per-node=1", "--ntasks-per-node=2", "gpu:1", "gpu:2"
+    return edited_site(folder, *two, *all_stages, files="*.sbatch")
+
+
+@pytest.fixture(scope="session")
 def undisturbed(slurm_session: Cluster, site: Site, tmp_path_factory: pytest.TempPathFactory) -> Study:
     return run_undisturbed(slurm_session, site, tmp_path_factory.mktemp("undisturbed"), TWO_SEEDS, ALL)
 

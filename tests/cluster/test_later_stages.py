@@ -48,8 +48,8 @@ class Held:
 
     def _is_at_work(self) -> bool:
         """It has the activations open, to write or to read: from here on it does one block after the other."""
-        activations = str(self._study.layout.activations(self._study.runs[0]))
-        return processes.holds(self.pid, lambda path: path.startswith(activations))
+        activations = str(self._study.layout.activations(self._study.runs[0]).with_suffix(""))
+        return processes.holds(self.pid, lambda path: path.startswith(f"{activations}."))
 
     def _has_something_to_lose(self) -> bool:
         """Lets it go on for a moment, and looks whether it has done another block."""
@@ -131,6 +131,39 @@ def test_a_later_stage(
     assert len(places(study, stage, "continues")) == 1, study.log(stage)
     assert len(study.result()) == OF_RUNS.index(stage) + 1
     assert study.agrees_with(undisturbed_of_many_blocks)
+
+
+def other_process(study: Study, stage: str) -> int:
+    """The second process of a stage's first task, as soon as it is there."""
+    found: list[int] = []
+
+    def is_there() -> bool:
+        with suppress(StopIteration, KeyError):
+            found.append(rank_process(study, stage, 1).pid)
+        return bool(found)
+
+    study.until(is_there, 120, "the second process does not come")
+    return found[0]
+
+
+@pytest.mark.parametrize("stage", ["extract", "measure"])
+def test_two_processes_share_a_task_and_one_is_killed(
+    slurm_cluster: Cluster, undisturbed_of_many_blocks: Study, shared_site: Site, tmp_path: Path, stage: str
+) -> None:
+    """Half of the images, or every other layer, each: with the values of one process, also after a new start."""
+    study = twin(undisturbed_of_many_blocks, tmp_path / "study", OF_RUNS[: OF_RUNS.index(stage)])
+    study.site = shared_site
+    study.submit((stage,))
+    other = other_process(study, stage)
+    os.kill(other, signal.SIGSTOP)  # or it would have done its share before the first one has done anything
+    held = Held(study, stage)
+    os.kill(other, signal.SIGKILL)
+    held.let_go()
+    study.wait()
+    assert study.history(stage, runs=2) == AGAIN
+    assert study.agrees_with(undisturbed_of_many_blocks)
+    if stage == "extract":
+        assert len(list(study.layout.activation_parts(study.runs[0]).glob("*.h5"))) == 2
 
 
 @pytest.mark.slow
