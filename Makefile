@@ -1,7 +1,8 @@
 # make demo   a whole study on built-in synthetic faces, in minutes, without Slurm or GPU
 # make test   every test but those on a real Slurm
 # make test-slurm   those; as root it installs Slurm and MariaDB from Debian's packages if they are missing
-# Both make a virtual environment in .venv and install into it; PYTHON=… chooses the interpreter (3.11 or later).
+# make docs   the documentation as HTML in docs/_build
+# All make a virtual environment in .venv and install into it; PYTHON=… chooses the interpreter (3.11 or later).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,10 @@ BIN := $(VENV)/bin
 # What the test cluster itself does; alone on the machine, while the others run on two clusters at once.
 CLUSTER_TESTS := tests/cluster/test_cluster.py
 
-.PHONY: demo test test-slurm lint clean cluster cluster-down
+# What Sphinx is told; `make docs DOCS_OUT=…` builds elsewhere.
+DOCS_OUT ?= docs/_build
+
+.PHONY: demo test test-slurm docs lint clean cluster cluster-down
 
 demo: $(VENV)/.installed
 	$(BIN)/fluence check studies/demo.yaml
@@ -21,6 +25,10 @@ test: $(VENV)/.installed-test lint
 test-slurm: $(VENV)/.installed-test
 	FLUENCE_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm $(CLUSTER_TESTS)
 	FLUENCE_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm -n 2 --dist worksteal --ignore=$(CLUSTER_TESTS)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs $(DOCS_OUT)
+	@echo "the pages begin with $(DOCS_OUT)/index.html"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -38,12 +46,16 @@ $(VENV)/.installed: setup.cfg $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.installed-test: setup.cfg $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+$(VENV)/.installed-docs: setup.cfg $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $(VENV)/.installed $@
 
+$(VENV)/.installed-test: setup.cfg $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $(VENV)/.installed $(VENV)/.installed-docs $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/_build *.egg-info
 
 # A real Slurm on this machine, to try things on; see tests/cluster.
 cluster: $(VENV)/.installed-test

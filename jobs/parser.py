@@ -21,7 +21,8 @@ on a cluster, in place of run:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """Every verb with its options."""
     parser = argparse.ArgumentParser(
         prog="fluence",
         description="Does a face look beautiful because it is easy to see? Trains autoencoders, records their "
@@ -132,7 +133,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         SystemExit: it is wrong (2), or only help or the version was asked for (0).
     """
-    parser = _parser()
+    parser = command_line()
     given, rest = parser.parse_known_args(arguments)
     if rest and ("runs" not in given or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
