@@ -49,7 +49,7 @@ class Checkpoints:
         """The newest checkpoint of this training that is whole; says on stderr which ones it had to pass over."""
         for temporary in self._folder.glob(".step-*.tmp"):
             temporary.unlink(missing_ok=True)
-        for path in sorted(self._found(), key=_step, reverse=True):
+        for path in sorted(self._found(), key=_age, reverse=True):
             try:
                 self.load(path)
             except ArtifactError as error:
@@ -88,9 +88,10 @@ class Checkpoints:
                 old.unlink(missing_ok=True)
 
 
-def _step(path: Path) -> int:
+def _age(path: Path) -> tuple[int, int]:
+    """Step, and when it was written: before and after the end of an epoch the step is the same."""
     match = _NAME.fullmatch(path.name)
-    return int(match[1]) if match else -1
+    return (int(match[1]) if match else -1, path.stat().st_mtime_ns)
 
 
 def _digest(content: bytes | memoryview) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,16 @@ def test_name_tells_the_step_and_proves_the_content(tmp_path):
     assert path is not None
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert path.name == f"step-00000123-{digest[:16]}.pt"
+
+
+@pytest.mark.parametrize("value", range(6))
+def test_of_two_checkpoints_of_one_step_the_later_one_is_newer(tmp_path, value):
+    """One before and one after the end of an epoch; which hash comes first in the alphabet is chance."""
+    checkpoints = Checkpoints(tmp_path, "key")
+    checkpoints.save(4, state(value))
+    time.sleep(0.02)
+    later = checkpoints.save(4, state(value + 1))
+    assert Checkpoints(tmp_path, "key").newest() == later
 
 
 def test_newest_is_read_back_and_two_are_kept(tmp_path):
