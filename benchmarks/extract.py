@@ -4,7 +4,8 @@
 
 Each runs in a process of its own, in turn, several times. The first block of images is not counted. *hooks* is what one
 would write in an afternoon: forward hooks that hand float16 to h5py, block by block. *fluence* also checks every value,
-measures L1, L2 and SSIM errors, and can be killed at any moment.
+measures L1, L2 and SSIM errors, and can be killed at any moment. *metrics* is the same with `record.store: metrics`: large
+layers are counted and not stored.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -180,11 +182,17 @@ def _fluence(spec: ExtractSpec, options: argparse.Namespace, mark: Callable[[int
     spec.layout.activations(RUN.id).unlink()
 
 
+def _metrics(spec: ExtractSpec, options: argparse.Namespace, mark: Callable[[int], None]) -> None:
+    counted = spec.record.model_copy(update={"store": "metrics"})
+    _fluence(replace(spec, record=counted), options, mark)
+
+
 CONTESTANTS: dict[str, Callable[[ExtractSpec, argparse.Namespace, Callable[[int], None]], None]] = {
     "forward": _forward,
     "writing": _writing,
     "hooks": _hooks,
     "fluence": _fluence,
+    "metrics": _metrics,
 }
 
 
