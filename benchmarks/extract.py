@@ -4,8 +4,8 @@
 
 Each runs in a process of its own, in turn, several times. The first block of images is not counted. *hooks* is what one
 would write in an afternoon: forward hooks that hand float16 to h5py, block by block. *fluence* also checks every value,
-measures L1, L2 and SSIM errors, and can be killed at any moment. *metrics* is the same with `record.store: metrics`: large
-layers are counted and not stored.
+measures L1, L2 and SSIM errors, and can be killed at any moment. *metrics* is the same with `record.store: metrics`:
+large layers are counted and not stored.
 """
 
 from __future__ import annotations
