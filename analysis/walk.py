@@ -17,7 +17,6 @@ Values = TypeVar("Values")
 Result = TypeVar("Result")
 
 BLOCK_BYTES = 32 << 20  # of stored values; two blocks are held at one time, and their histograms
-_CHUNKS_BYTES = 208 << 20  # most of a block that is larger, so that the chunks of large layers are read whole
 _SHARE_BYTES = 1 << 20  # of stored values that are worth a thread's while
 
 
@@ -29,11 +28,10 @@ def num_threads() -> int:
 def steps(first: int, end: int, bytes_per_row: int) -> Iterator[tuple[int, int]]:
     """Positions of the rows from `first` to before `end`, in blocks of about `BLOCK_BYTES`: start and stop.
 
-    A part of a chunk is read from many places on the disk, so that blocks are whole chunks wherever they fit.
+    They are whole chunks where these are small. Waiting for whole chunks of large layers too, 200 MB each, costs more
+    than it saves, from a cold disk as well: memory of that size is taken from the system anew each time.
     """
     rows = BLOCK_BYTES // max(1, bytes_per_row)
-    if rows < CHUNK_IMAGES and CHUNK_IMAGES * bytes_per_row <= _CHUNKS_BYTES:
-        rows = CHUNK_IMAGES
     step = max(1, rows // CHUNK_IMAGES * CHUNK_IMAGES or rows)
     for start in range(first, end, step):
         yield start, min(start + step, end)
