@@ -88,8 +88,8 @@ def options_of(description: str) -> argparse.Namespace:
     parser.add_argument("--loss", choices=("l2", "ssim", "lpips"), default="l2", help="lpips: random weights")
     parser.add_argument("--profile", action="store_true", help="only print the operations of a round of fluence")
     parser.add_argument("--workers", type=int, default=2, help="processes of the DataLoader")
-    parser.add_argument("--steps", type=int, default=10, help="steps per round")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=40, help="steps per round")
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
     return parser.parse_args()
 

@@ -149,4 +149,5 @@ def write_progress(path: Path, key: str, fraction: float, text: str, **facts: An
         text: in words, such as `epoch 3 of 30`.
         facts: anything else worth showing, such as `loss`.
     """
-    write_json(path, {"key": key, "fraction": round(fraction, 4), "text": text, "updated": time.time(), **facts})
+    content = {"key": key, "fraction": round(fraction, 4), "text": text, "updated": time.time(), **facts}
+    write_json(path, content, durable=False)  # nobody is to wait for the disk because of it
