@@ -33,7 +33,7 @@ from fluence import __version__
 from fluence.data.covariates import NAMES
 from fluence.errors import StudyError
 from fluence.layout import Layout, RunRow
-from fluence.store.files import read_json, read_table, sha256_of, write_json, write_table, write_text
+from fluence.store.files import explained, read_json, read_table, sha256_of, write_json, write_table, write_text
 from fluence.store.packed import Packed
 from fluence.study import Study
 
@@ -84,13 +84,27 @@ def export(
 
     Raises:
         StudyError: the folder is not empty, or the study has no statistics yet.
-        ArtifactError: a file cannot be read or written.
+        ArtifactError: a file cannot be read.
+        UnwritableError: the disk is full or the folder is not writable.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StudyError(f"{folder}: is not empty; name a new folder with --to")
     if not (layout.statistics / "data_dictionary.csv").exists():
         raise StudyError(f"{layout.statistics}: there are no statistics yet; run the study first, or: fluence report")
     done = Exported(folder)
+    try:
+        with explained(folder):
+            _write(study, layout, runs, tasks, done)
+    except BaseException:  # half of it would pass for the whole
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return done
+
+
+def _write(
+    study: Study, layout: Layout, runs: Sequence[RunRow], tasks: Sequence[tuple[str, str]], done: Exported
+) -> None:
+    folder = done.folder
     write_text(folder / "study.yaml", _study_text(study))
     _export_images(study, layout, folder, done)
     _export_runs(layout, runs, folder, done)
@@ -101,7 +115,6 @@ def export(
     write_json(folder / "provenance.json", {task: read_json(path) for task, path in outcomes.items() if path.exists()})
     write_text(folder / "README.md", _readme(study, folder, done))
     _sign(folder, done)
-    return done
 
 
 def protected(study: Study, role: str) -> bool:

@@ -130,6 +130,7 @@ def nonzero_quantiles_of_float32(
     ends = np.cumsum(upper)
 
     def values_of(ranks: np.ndarray) -> np.ndarray:
+        """The values of these ranks, float64 [ranks]."""
         firsts = np.searchsorted(ends, ranks, side="right")
         lower = {int(first): np.zeros(NUM_BINS, np.int64) for first in firsts}
         for block in blocks():

@@ -89,21 +89,6 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def choose_epsilon(reference: np.ndarray, quantiles: tuple[float, ...]) -> np.ndarray:
-    """ε of one layer: quantiles of the non-zero magnitudes over all units of the reference images.
-
-    Args:
-        reference: values [reference images, units].
-        quantiles: in (0, 1).
-
-    Returns:
-        float64 [quantiles]; NaN when every value is zero, so that no scale is known.
-    """
-    if reference.dtype == np.float16:
-        return nonzero_quantiles(counted(reference), quantiles)
-    return nonzero_quantiles_of_float32(lambda: iter([reference]), quantiles)
-
-
 def measure_block(values: np.ndarray | Histograms, plan: Plan, epsilon: np.ndarray) -> Piece:
     """All metrics of some images, from their values [images, units] or their histograms.
 

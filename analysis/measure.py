@@ -25,7 +25,7 @@ import pandas as pd
 from analysis.gates import GATE
 from analysis.layers import Plan, choose_reference, measure_block, measure_units, quantile_name
 from analysis.partial import PartialMetrics, Piece, Reference, source_stamp
-from analysis.sources import dtype_of, kept_histograms, refuse_unusable
+from analysis.sources import dtype_of, kept_histograms, refuse_empty
 from analysis.sparsity import NonFinite
 from analysis.walk import Shares, num_threads, read_ahead, steps
 from fluence.allocator import keep_freed_memory
@@ -86,8 +86,8 @@ def measure(
     """
     keep_freed_memory()  # blocks come and go
     with ExitStack() as open_files:
-        source = open_files.enter_context(Activations(layout.activations(run.id)))
-        refuse_unusable(source, run, layout)
+        source = open_files.enter_context(Activations(layout.activations(run.id), run.id))
+        refuse_empty(source, layout.activations(run.id))
         kept = kept_histograms(run, layout, source, open_files)
         made = f"{key} {'from histograms' if kept else 'from activations'}"
         partial = PartialMetrics(run, layout, source, key, stop, made=made, tells=rank == 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 
@@ -13,16 +14,12 @@ from fluence.store.activations import Activations, LayerInfo
 from fluence.store.histograms import HistogramFile, is_kept
 
 
-def refuse_unusable(source: Activations, run: Run, layout: Layout) -> None:
-    """Refuses activations of another run, or of no image.
+def refuse_empty(source: Activations, path: Path) -> None:
+    """Refuses activations of no image.
 
     Raises:
-        ArtifactError: they are of no use.
+        ArtifactError: there are none to measure.
     """
-    path = layout.activations(run.id)
-    of = str(source.attributes.get("run", run.id))
-    if of != run.id:
-        raise ArtifactError(f"{path}: holds the activations of {of}; delete it and run again")
     if not len(source.image_ids):
         raise ArtifactError(f"{path}: holds no image, so there is nothing to measure; extract this run again")
 

@@ -24,6 +24,7 @@ copies, and no other pair more than .96."""
 
 _HASH_PX = 8
 _BLOCK_IMAGES = 4096  # two blocks are compared at a time: 64 MiB
+_ROUNDING = 1e-4  # of correlations in float32, which choose what is computed in float64
 
 
 class Copy(NamedTuple):
@@ -80,17 +81,40 @@ def near_duplicates(small: np.ndarray) -> Iterator[Copy]:
 
 
 def _copies(small: np.ndarray, others: np.ndarray, is_mirrored: bool) -> Iterator[Copy]:
-    """Every pair of an image and an earlier one that are nearly the same."""
+    """Each image with the first earlier one of `others` that is nearly the same.
+
+    Block by block, so that a thousand copies of one picture take no longer than a thousand pictures.
+    """
     signs, other_signs = (np.where(perceptual_hash(images), 1, -1).astype(np.float32) for images in (small, others))
+    units, other_units = _standardised(small), _standardised(others)
     num_bits = signs.shape[1]
-    for later in range(0, len(small), _BLOCK_IMAGES):
-        for earlier in range(0, later + 1, _BLOCK_IMAGES):
-            products = signs[later : later + _BLOCK_IMAGES] @ other_signs[earlier : earlier + _BLOCK_IMAGES].T
-            near = np.argwhere(products >= num_bits - 2 * MOST_BITS) + np.array((later, earlier))
-            for image, original in near[near[:, 1] < near[:, 0]]:
-                correlation = _correlation(small[image], others[original])
-                if correlation >= LEAST_CORRELATION:
-                    yield Copy(int(image), int(original), correlation, is_mirrored)
+    for start in range(0, len(small), _BLOCK_IMAGES):
+        left = np.arange(start, min(start + _BLOCK_IMAGES, len(small)))  # without an original so far
+        for first in range(0, start + 1, _BLOCK_IMAGES):
+            block = np.arange(first, min(first + _BLOCK_IMAGES, len(small)))
+            near = signs[left] @ other_signs[block].T >= num_bits - 2 * MOST_BITS
+            near &= block[None] < left[:, None]
+            rows = np.flatnonzero(near.any(axis=1))
+            if not len(rows):
+                continue
+            near = near[rows] & (units[left[rows]] @ other_units[block].T >= LEAST_CORRELATION - _ROUNDING)
+            found = []
+            for row, alike in zip(rows, near, strict=True):
+                for original in block[alike]:
+                    correlation = _correlation(small[left[row]], others[original])
+                    if correlation >= LEAST_CORRELATION:
+                        found.append(row)
+                        yield Copy(int(left[row]), int(original), correlation, is_mirrored)
+                        break
+            left = np.delete(left, found)
+
+
+def _standardised(small: np.ndarray) -> np.ndarray:
+    """Thumbnails [images, 32, 32] → float32 [images, 1024] of mean 0 and length 1; zeros where one does not vary."""
+    flat = small.reshape(len(small), THUMBNAIL_PX**2).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    lengths = np.linalg.norm(flat, axis=1, keepdims=True)
+    return np.divide(flat, lengths, out=np.zeros_like(flat), where=lengths > 0)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -384,7 +384,9 @@ def test_constant_layers_and_a_layer_of_one_unit(tmp_path: Path, constant: float
 
 def test_activations_of_another_run_are_refused(tmp_path: Path) -> None:
     layout = write(tmp_path, values_of(3), run="vgg-all-s1-99999999")
-    with pytest.raises(ArtifactError, match=r"holds the activations of vgg-all-s1-99999999; delete it and run again"):
+    with pytest.raises(
+        ArtifactError, match=r"holds the activations of vgg-all-s1-99999999, not of small-all-s0-1a2b3c4d; delete it"
+    ):
         measure(RUN, layout, EPSILON, key="k")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from analysis.export import Exported, export, shown_in
 from analysis.report import write_report
-from fluence.errors import StudyError
+from fluence.errors import StudyError, UnwritableError
 from fluence.layout import Layout
 from fluence.store.packed import Packed
 from fluence.study import Study
@@ -158,6 +159,21 @@ def test_a_folder_with_something_in_it_is_left_alone(made, tmp_path):
     with pytest.raises(StudyError, match=r"is not empty; name a new folder with --to"):
         export(made.study, made.layout, made.runs, TASKS, tmp_path)
     assert files(tmp_path) == {"note": b"mine"}
+
+
+@pytest.mark.parametrize("problem", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_half_an_export_is_none(made, tmp_path, monkeypatch, problem):
+    """The disk fills up at a figure: one line, and the same command may be given again."""
+
+    def full(*_: object) -> None:
+        raise problem
+
+    with monkeypatch.context() as patch:
+        patch.setattr("analysis.export.shutil.copyfile", full)
+        with pytest.raises(UnwritableError if isinstance(problem, OSError) else KeyboardInterrupt):
+            export(made.study, made.layout, made.runs, TASKS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert export(made.study, made.layout, made.runs, TASKS, tmp_path / "out").num_files > 10
 
 
 def test_without_statistics_there_is_nothing_to_give(made, tmp_path):

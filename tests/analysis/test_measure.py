@@ -9,9 +9,10 @@ import pytest
 from analysis import gram, typicality, walk
 from analysis import measure as module
 from analysis.cells import predictor_sets
-from analysis.layers import choose_epsilon, quantile_name
+from analysis.histogram import nonzero_quantiles
+from analysis.layers import quantile_name
 from analysis.measure import measure
-from analysis.sparsity import METRICS, sparsity
+from analysis.sparsity import METRICS, counted, sparsity
 from analysis.tables import feature_matrix
 from analysis.typicality import Asked, typicality_of
 from fluence.errors import ArtifactError, Interrupted, StudyError
@@ -119,8 +120,8 @@ def test_blocks_do_not_change_the_table(layout: Layout, monkeypatch: pytest.Monk
 
 def test_epsilon_ignores_zeros_and_signs() -> None:
     reference = np.array([[0, 0, -1.0, 2.0], [0, 3.0, -4.0, 5.0]], dtype=np.float16)
-    assert choose_epsilon(reference, (0.25, 0.5)).tolist() == [2.0, 3.0]
-    assert np.isnan(choose_epsilon(np.zeros((2, 3), np.float16), (0.5,))).all()
+    assert nonzero_quantiles(counted(reference), (0.25, 0.5)).tolist() == [2.0, 3.0]
+    assert np.isnan(nonzero_quantiles(counted(np.zeros((2, 3), np.float16)), (0.5,))).all()
 
 
 def test_a_layer_that_is_dead_in_the_reference_has_no_l_epsilon(layout: Layout) -> None:

@@ -66,6 +66,13 @@ def test_blocks_change_nothing(faces, monkeypatch):
     assert list(near_duplicates(small)) == whole
 
 
+def test_hundreds_of_copies_of_one_picture_all_name_the_first(faces, monkeypatch):
+    """As of a camera that never moved, also where copies and their original lie in different blocks."""
+    small = thumbnails(np.concatenate([faces[:1], np.repeat(faces[1:2], 300, axis=0)]))
+    monkeypatch.setattr(duplicates, "_BLOCK_IMAGES", 64)
+    assert [(copy.image, copy.original) for copy in near_duplicates(small)] == [(image, 1) for image in range(2, 301)]
+
+
 def test_a_candidate_whose_thumbnail_differs_is_no_copy(faces):
     """The hash sees low frequencies only: noise leaves it, and takes the correlation away."""
     small = thumbnails(faces[:1]).astype(float)
