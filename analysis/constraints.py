@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import assert_never
 
 from fluence.study import (
@@ -39,7 +39,7 @@ def constraint_sentences(model: Model) -> Iterator[str]:
         yield _attention(model.attention)
 
 
-def gate_sentence(models: list[Model]) -> str:
+def gate_sentence(models: Sequence[Model]) -> str:
     """What was measured of gates, if there are any; else empty."""
     if not any(model.attention for model in models):
         return ""
@@ -49,7 +49,7 @@ def gate_sentence(models: list[Model]) -> str:
     )
 
 
-def cited(models: list[Model]) -> list[str]:
+def cited(models: Sequence[Model]) -> list[str]:
     """Keys of `SOURCES` that the sentences about these models cite."""
     penalties = {each.penalty for model in models for each in model.sparsity if each.layers != "none"}
     gated = [model.attention for model in models if model.attention]

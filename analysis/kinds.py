@@ -6,7 +6,17 @@ from collections.abc import Iterable
 
 from fluence.architectures import code_size
 from fluence.losses.tilted import best_radius
-from fluence.study import AeModel, ArVaeModel, Model, PixelLoss, Study, TiltedPrior, VaeModel, VqVaeModel
+from fluence.study import (
+    AeModel,
+    ArVaeModel,
+    AutoencoderModel,
+    Model,
+    PixelLoss,
+    Study,
+    TiltedPrior,
+    VaeModel,
+    VqVaeModel,
+)
 
 
 def is_tilted(model: Model) -> bool:
@@ -14,7 +24,7 @@ def is_tilted(model: Model) -> bool:
     return isinstance(model, VaeModel) and isinstance(model.prior, TiltedPrior)
 
 
-def name_of_kind(model: Model) -> str:
+def name_of_kind(model: AutoencoderModel) -> str:
     """What a model is, with who introduced it."""
     match model:
         case VaeModel():
@@ -29,7 +39,7 @@ def name_of_kind(model: Model) -> str:
             return f"a convolutional vector-quantised autoencoder (van den Oord et al. 2017) with {entries}"
 
 
-def code_terms(model: Model, image_size_px: int) -> str:
+def code_terms(model: AutoencoderModel, image_size_px: int) -> str:
     """What the loss adds to the reconstruction for the kind of model; empty if nothing, else `, plus …`."""
     if isinstance(model, VqVaeModel):
         return (
@@ -80,7 +90,7 @@ def has_prior(model: Model) -> bool:
     return isinstance(model, VaeModel | ArVaeModel)
 
 
-def codes_recorded(models: Iterable[Model]) -> tuple[str, ...]:
+def codes_recorded(models: Iterable[AutoencoderModel]) -> tuple[str, ...]:
     """What the recorded code is in each kind of model there is."""
     words = {
         (False, False): "the code",

@@ -18,13 +18,14 @@ from analysis.kinds import (
 from analysis.wording import count, listing
 from fluence.losses.networks import default_layers
 from fluence.study import (
+    AutoencoderModel,
     CsvDataset,
     Dataset,
     DfcLoss,
     LpipsLoss,
-    Model,
     ModelFeatures,
     PixelLoss,
+    PixelsModel,
     Reconstruction,
     SharpnessProbe,
     SsimLoss,
@@ -187,6 +188,8 @@ def _seeds(study: Study) -> str:
 
 def _model(study: Study, name: str, facts: Facts) -> str:
     model = study.models[name]
+    if isinstance(model, PixelsModel):
+        return f"“{name}” is no network: its only layer are the pixels of the image, as a negative control."
     return (
         f"“{name}” is {name_of_kind(model)}, {networks.describe(model)}. Its "
         f"loss is {listing([_term(t) for t in model.reconstruction])}{code_terms(model, study.data.image_size_px)}; "
@@ -264,7 +267,7 @@ def _metrics(study: Study, facts: Facts) -> str:
         f"{measures.sentences(study.analysis, record.reference_images)} The reconstruction error of each image was "
         f"measured as {listing(errors)}.{_sharpness(record.sharpness)}"
         f"{typicality_words.sentence(study.analysis.typicality, record.reference_images)} "
-        f"{constraints.gate_sentence([study.models[n] for n in study.model_names])}"
+        f"{constraints.gate_sentence(_used(study))}"
     ).strip()
 
 
@@ -332,6 +335,7 @@ def _references(study: Study) -> tuple[str, ...]:
     return tuple(sorted({*sources, *(typicality_words.SOURCES[key] for key in typicality)}))
 
 
-def _used(study: Study) -> list[Model]:
-    """The models of the grid."""
-    return [study.models[name] for name in study.model_names]
+def _used(study: Study) -> list[AutoencoderModel]:
+    """The networks of the grid."""
+    models = (study.models[name] for name in study.model_names)
+    return [model for model in models if not isinstance(model, PixelsModel)]

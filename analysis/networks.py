@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from fluence.study import ConvLatent, Model
+from fluence.study import AutoencoderModel, ConvLatent
 
 SOURCES = {
     "vgg": "Simonyan K, Zisserman A (2015). Very deep convolutional networks for large-scale image recognition. ICLR.",
@@ -47,17 +47,17 @@ _NORMS = {
 }
 
 
-def describe(model: Model) -> str:
+def describe(model: AutoencoderModel) -> str:
     """A model's encoder, code, normalisation and decoder, as they follow after “is an autoencoder, ”."""
     return f"with {_encoder(model)}, {_latent(model)}, {_norm(model)}, and a decoder of {_decoder(model)}"
 
 
-def cited(models: Iterable[Model]) -> list[str]:
+def cited(models: Iterable[AutoencoderModel]) -> list[str]:
     """Keys of `SOURCES` that the words on these models cite, each once."""
     return list(dict.fromkeys(key for model in models for key in _cited(model)))
 
 
-def _encoder(model: Model) -> str:
+def _encoder(model: AutoencoderModel) -> str:
     width = "" if model.width == 1 else f" with {model.width:g} times the usual number of channels"
     separable = f" ({_filters(model)} but for the first)" if _is_separable(model, "encoder") else ""
     words = [f"{_ENCODERS[_network(model)]}{width}{separable} as encoder"]
@@ -69,14 +69,14 @@ def _encoder(model: Model) -> str:
     return ", ".join(words)
 
 
-def _latent(model: Model) -> str:
+def _latent(model: AutoencoderModel) -> str:
     latent = model.latent
     if isinstance(latent, ConvLatent):
         return f"a convolutional latent of {latent.channels} channels"
     return f"a fully connected latent of {latent.size} numbers"
 
 
-def _norm(model: Model) -> str:
+def _norm(model: AutoencoderModel) -> str:
     """`no normalisation`, or each kind with the parts that have it."""
     parts = {"encoder": model.norms.encoder, "layer of the code": model.norms.latent, "decoder": model.norms.decoder}
     words = []
@@ -87,27 +87,27 @@ def _norm(model: Model) -> str:
     return ", ".join(words) or "no normalisation"
 
 
-def _decoder(model: Model) -> str:
+def _decoder(model: AutoencoderModel) -> str:
     num_layers = 10 if model.architecture.endswith("-10") else 5
     separable = f" ({_filters(model)} but for the last)" if _is_separable(model, "decoder") else ""
     residual = " with a residual block (He et al. 2016) after each size but the last" if model.residual else ""
     return f"{num_layers} layers{separable}{residual} that enlarges by {_UPSAMPLINGS[model.upsampling]}"
 
 
-def _filters(model: Model) -> str:
+def _filters(model: AutoencoderModel) -> str:
     side = model.separable.kernel_px if model.separable else 0
     return f"depthwise-separable with {side} × {side} filters, Howard et al. 2017,"
 
 
-def _network(model: Model) -> str:
+def _network(model: AutoencoderModel) -> str:
     return model.architecture.partition("-")[0]
 
 
-def _is_separable(model: Model, part: str) -> bool:
+def _is_separable(model: AutoencoderModel, part: str) -> bool:
     return model.separable is not None and part in model.separable.parts
 
 
-def _cited(model: Model) -> Iterator[str]:
+def _cited(model: AutoencoderModel) -> Iterator[str]:
     network = _network(model)
     yield from {"vgg16": ["vgg"], "vgg19": ["vgg"], "alexnet": ["alexnet"]}.get(network, [])
     yield from {"pixelshuffle": ["pixelshuffle", "icnr"], "transposed": ["transposed"]}.get(

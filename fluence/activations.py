@@ -18,8 +18,9 @@ from fluence.features import trained_features
 from fluence.layout import Layout, Run
 from fluence.losses import Objective
 from fluence.models import Output
+from fluence.models.pixels import Pixels
 from fluence.models.recording import Recorder, record
-from fluence.models.trained import TrainedModel, load_trained
+from fluence.models.trained import TrainedModel, load_recordable
 from fluence.probes import ErrorProbe, Probe, SharpnessProbe
 from fluence.rows import Behind, Rows
 from fluence.store.activations import ActivationWriter, LayerInfo, NeedsFloat32, Which
@@ -30,7 +31,7 @@ from fluence.store.outcome import provenance, write_progress
 from fluence.store.packed import Packed
 from fluence.store.precision import MOST_LOST
 from fluence.store.shards import Shards, share
-from fluence.study import Model, Record
+from fluence.study import Model, PixelsModel, Record
 
 _BLOCK_IMAGES, _BLOCK_BYTES = 128, 2**28
 _POLL_S, _LOST_S = 0.2, 1800.0
@@ -117,15 +118,11 @@ class _Extraction:
             raise ArtifactError(f"{spec.rated}: holds no image; look at its manifest with: fluence check")
         if rank == 0 and world_size > 1:
             spec.layout.activations(spec.run.id).unlink(missing_ok=True)  # the others take it for this one
-        self._network = load_trained(spec.model, self._rated.image_size_px, spec.layout.weights(spec.run.id)).to(
-            self._device
-        )
-        self._probes: list[Probe] = [ErrorProbe(spec.record, self._device)]
-        if spec.record.sharpness:
-            size = self._rated.image_size_px
-            objective = Objective(spec.model, trained_features(spec.trained, size)).to(self._device)
-            self._probes.append(SharpnessProbe(spec.record.sharpness, self._network, objective, size))
-        with record(self._network, spec.record.layers, spec.record.tap) as recorder:
+        size, weights = self._rated.image_size_px, spec.layout.weights(spec.run.id)
+        self._network = load_recordable(spec.model, size, weights).to(self._device)
+        self._probes = self._probes_of_network()
+        self._names = "encoder" if isinstance(spec.model, PixelsModel) else spec.record.layers
+        with record(self._network, self._names, spec.record.tap) as recorder:
             self._layers: tuple[LayerInfo, ...] = recorder.layers
         self._block = block_images(4 * sum(layer.num_units for layer in self._layers))
         step = max(self._block, CHUNK_IMAGES)
@@ -134,6 +131,18 @@ class _Extraction:
         self._parts = HistogramParts(*where, spec.key, self._ids)
         self._shares = [share(len(self._rated), step, place, world_size) for place in range(world_size)]
         self._rank, self._images = rank, self._shares[rank]
+
+    def _probes_of_network(self) -> list[Probe]:
+        """What is measured of each image besides its activations; nothing where no network makes anything of it."""
+        spec, network = self._spec, self._network
+        if isinstance(network, Pixels) or isinstance(spec.model, PixelsModel):
+            return []
+        probes: list[Probe] = [ErrorProbe(spec.record, self._device)]
+        if spec.record.sharpness:
+            size = self._rated.image_size_px
+            objective = Objective(spec.model, trained_features(spec.trained, size)).to(self._device)
+            probes.append(SharpnessProbe(spec.record.sharpness, network, objective, size))
+        return probes
 
     def is_done(self, float32_layers: Mapping[str, str], stop: Callable[[], bool]) -> bool:
         """Writes this process' share and waits for the others; False if a layer turned out to need float32."""
@@ -215,7 +224,7 @@ class _Extraction:
                 counted=counted,
                 before_keep=lambda num_images: self._parts.keep(self._images.start + num_images),
             ) as writer,
-            record(self._network, spec.record.layers, spec.record.tap) as recorder,
+            record(self._network, self._names, spec.record.tap) as recorder,
         ):
             if writer.rows_done == 0:
                 self._parts.begin(self._images)
@@ -228,7 +237,8 @@ class _Extraction:
                     histograms.append(rows.histograms())
                 if counted:
                     self._parts.add_reference(histograms)
-                self._write_samples(writer)
+                if not isinstance(self._network, Pixels):
+                    self._write_samples(writer)
             self._write_rated(writer, recorder, float32_layers, stop)
 
     def _write_rated(

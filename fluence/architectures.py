@@ -14,17 +14,22 @@ from dataclasses import dataclass, replace
 from fluence.errors import StudyError
 from fluence.study import (
     ArVaeModel,
+    AutoencoderModel,
     CbamAttention,
     ConvLatent,
     KlSparsity,
     L0Sparsity,
     Layers,
     Model,
+    PixelsModel,
     Sparsity,
 )
 
 LATENT_LAYER = "mu"
 """Name under which the means of the latent distribution are recorded."""
+
+PIXELS = "pixels"
+"""Name under which the image itself is recorded."""
 
 CHANNELS, PLACES = "channels", "places"
 """What the names of a layer's attention gates end with."""
@@ -179,14 +184,14 @@ def check_image_size(architecture: str, image_size_px: int, norm: str = "none") 
         )
 
 
-def code_size(model: Model, image_size_px: int) -> int:
+def code_size(model: AutoencoderModel, image_size_px: int) -> int:
     """How many numbers the code of one image has; the image size is one that the encoder divides."""
     if not isinstance(model.latent, ConvLatent):
         return model.latent.size
     return model.latent.channels * (image_size_px // ARCHITECTURES[model.architecture].reduction) ** 2
 
 
-def check_units(model: Model, image_size_px: int) -> None:
+def check_units(model: AutoencoderModel, image_size_px: int) -> None:
     """Refuse latent units that are to follow an attribute and that the code has not.
 
     Raises:
@@ -201,7 +206,7 @@ def check_units(model: Model, image_size_px: int) -> None:
             )
 
 
-def check_pretrained(model: Model) -> None:
+def check_pretrained(model: AutoencoderModel) -> None:
     """Refuse ImageNet weights for an encoder that is not the one that learned them.
 
     Raises:
@@ -250,18 +255,20 @@ def recordable_names(model: Model) -> tuple[str, ...]:
 
     The gates of a layer come right after it.
     """
+    if isinstance(model, PixelsModel):
+        return (PIXELS,)
     gated = attended_layers(model)
     names = ARCHITECTURES[model.architecture].layer_names
     return tuple(each for name in names for each in (name, *(gate_names(model, name) if name in gated else ())))
 
 
-def gate_names(model: Model, layer: str) -> tuple[str, ...]:
+def gate_names(model: AutoencoderModel, layer: str) -> tuple[str, ...]:
     """Names under which the attention gates of a gated layer are recorded: `conv3.channels`, `conv3.places`."""
     both = isinstance(model.attention, CbamAttention)
     return (f"{layer}.{CHANNELS}", *((f"{layer}.{PLACES}",) if both else ()))
 
 
-def attended_layers(model: Model) -> tuple[str, ...]:
+def attended_layers(model: AutoencoderModel) -> tuple[str, ...]:
     """Names of the layers whose output attention gates, in order.
 
     Raises:
@@ -270,7 +277,7 @@ def attended_layers(model: Model) -> tuple[str, ...]:
     return _convolutions(model, model.attention.layers, "attention") if model.attention else ()
 
 
-def constrained_layers(model: Model) -> tuple[tuple[Sparsity, str], ...]:
+def constrained_layers(model: AutoencoderModel) -> tuple[tuple[Sparsity, str], ...]:
     """Every sparsity constraint of a model with each layer that it holds for, in the order of the study.
 
     Raises:
@@ -285,7 +292,7 @@ def constrained_layers(model: Model) -> tuple[tuple[Sparsity, str], ...]:
     return tuple(found)
 
 
-def channel_dropping_layers(model: Model) -> dict[str, float]:
+def channel_dropping_layers(model: AutoencoderModel) -> dict[str, float]:
     """Temperature of the L0 gates of each layer whose channels have some, in order."""
     gated = {name: each.temperature for each, name in constrained_layers(model) if isinstance(each, L0Sparsity)}
     return {name: gated[name] for name in ARCHITECTURES[model.architecture].layer_names if name in gated}
@@ -297,19 +304,19 @@ def defeated_constraints(model: Model) -> tuple[str, ...]:
     It gives every channel of every image the same mean and spread, so that the units of a channel cannot all be quiet:
     the constraint then only moves the learned scale and offset.
     """
-    if model.norms.encoder != "instance":
+    if isinstance(model, PixelsModel) or model.norms.encoder != "instance":
         return ()
     held = (name for constraint, name in constrained_layers(model) if isinstance(constraint, KlSparsity))
     return tuple(name for name in held if name != LATENT_LAYER)
 
 
-def _constrained(model: Model, constraint: Sparsity) -> tuple[str, ...]:
+def _constrained(model: AutoencoderModel, constraint: Sparsity) -> tuple[str, ...]:
     if isinstance(constraint, L0Sparsity):
         return _convolutions(model, constraint.layers, "sparsity")
     return choose_layers(model.architecture, constraint.layers)
 
 
-def _convolutions(model: Model, layers: Layers, key: str) -> tuple[str, ...]:
+def _convolutions(model: AutoencoderModel, layers: Layers, key: str) -> tuple[str, ...]:
     """The chosen layers without the code: words leave it out silently, its name or number is a mistake."""
     chosen = choose_layers(model.architecture, layers)
     if LATENT_LAYER in chosen and not isinstance(layers, str):

@@ -9,7 +9,7 @@ from typing import Any
 
 from fluence.layout import Layout
 from fluence.store.outcome import write_progress
-from fluence.study import Study
+from fluence.study import PixelsModel, Study
 from jobs.pipeline import Task, trained_models
 from jobs.plan import plan, run_rows
 from jobs.ranks import Share
@@ -82,12 +82,15 @@ class _PackProgress:
 
 
 def _train(task: Task, context: Context) -> Result:
-    from fluence.training import TrainSpec, train
+    from fluence.training import TrainSpec, hand_on_nothing, train
 
     assert task.run is not None
     study, layout, run = context.study, context.layout, task.run
+    model = study.models[run.model]
+    if isinstance(model, PixelsModel):
+        return Result("pixels: nothing to train", asdict(hand_on_nothing(run, layout, task.key)))
     spec = TrainSpec(
-        model=study.models[run.model],
+        model=model,
         training=study.training_of(run.model),
         run=run,
         layout=layout,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fluence.errors import FluenceError, StudyError
 from fluence.layout import Layout
-from fluence.study import Analysis, DfcLoss, Model, ModelFeatures, Study, TiltedPrior, VaeModel
+from fluence.study import Analysis, DfcLoss, Model, ModelFeatures, PixelsModel, Study, TiltedPrior, VaeModel
 from jobs.estimate import ALL, Estimate, estimate
 from jobs.findings import Finding, Findings, Level, Report, counted, findings_of
 from jobs.pipeline import datasets_in_use
@@ -215,6 +215,9 @@ def _models(study: Study) -> Findings:
     hint = "change it in the study; `fluence check --explain` prints every setting"
     for name in study.model_names:
         model, key = study.models[name], f"models.{name}"
+        if isinstance(model, PixelsModel):
+            yield Finding("ok", key, "the pixels themselves, once, without training: a control")
+            continue
         found = []
         try:
             check_image_size(model.architecture, study.data.image_size_px, model.norms.encoder)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fluence.layout import Layout
 from fluence.store.pretrained import RANDOM
-from fluence.study import DfcLoss, LpipsLoss, Model, ModelFeatures, Study
+from fluence.study import DfcLoss, LpipsLoss, Model, ModelFeatures, PixelsModel, Study
 from jobs.pipeline import datasets_in_use
 
 if TYPE_CHECKING:
@@ -163,6 +163,8 @@ def model_cost(study: Study, model: Model) -> ModelCost:
     from fluence.store.histograms import SMALLEST_COUNTED
 
     size = study.data.image_size_px
+    if isinstance(model, PixelsModel):
+        return _pixels_cost(study)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = build(model, size, seed=0, pretrained=False).eval()
         network(torch.empty(1, 3, size, size))
@@ -178,6 +180,13 @@ def model_cost(study: Study, model: Model) -> ModelCost:
         forward_gflops=forward,
         training_gflops=(1 + _BACKWARD) * forward + _loss_gflops(study, model),
     )
+
+
+def _pixels_cost(study: Study) -> ModelCost:
+    """The image as its own only layer."""
+    num_units = 3 * study.data.image_size_px**2
+    stored = study.record.store == "activations"
+    return ModelCost(0, num_units if stored else 0, min(num_units // 3, _MOST_BINS), 0.0, 0.0)
 
 
 def _loss_gflops(study: Study, model: Model) -> float:
@@ -200,7 +209,7 @@ def _dfc_gflops(study: Study, loss: DfcLoss) -> float:
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         image = torch.empty(1, 3, size, size)
         if isinstance(network, ModelFeatures):
-            build(study.models[network.model], size, seed=0, pretrained=False).eval().encode(image)
+            build(study.network(network.model), size, seed=0, pretrained=False).eval().encode(image)
         else:
             unfilled = loss.model_copy(update={"network": network.model_copy(update={"weights": RANDOM})})
             distance = dfc_distance(unfilled, {})

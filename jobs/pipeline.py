@@ -144,7 +144,7 @@ def trained_models(task: Task, tasks: tuple[Task, ...], study: Study, layout: La
     assert task.run is not None
     ids = {(run.model, run.group, run.seed): run.id for run in (other.run for other in tasks) if run}
     compared = _compared(study, task.run.model, task.run.seed)
-    return {name: TrainedModel(study.models[cell[0]], layout.weights(ids[cell])) for name, cell in compared.items()}
+    return {name: TrainedModel(study.network(cell[0]), layout.weights(ids[cell])) for name, cell in compared.items()}
 
 
 def _run_tasks(

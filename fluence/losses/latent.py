@@ -10,7 +10,7 @@ from torch import Tensor
 from fluence.losses.shared import batch_sum, whole_batch
 from fluence.losses.terms import Pass, Term
 from fluence.losses.tilted import best_radius
-from fluence.study import ArVaeModel, Attribute, Model, TiltedPrior, VaeModel, VqVaeModel
+from fluence.study import ArVaeModel, Attribute, AutoencoderModel, TiltedPrior, VaeModel, VqVaeModel
 
 
 def kl_to_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.special.entr(shares).sum().exp()
 
 
-def latent_terms(model: Model) -> Iterator[Term]:
+def latent_terms(model: AutoencoderModel) -> Iterator[Term]:
     """The terms of the code that belong to the kind of model."""
     if isinstance(model, VaeModel | ArVaeModel):
         yield Term("kl", model.kl_weight, _kl_from_the_prior(model), warms_up=True)

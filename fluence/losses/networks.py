@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from fluence.errors import StudyError
 from fluence.store.pretrained import RANDOM
-from fluence.study import DfcLoss, Features, LpipsLoss, Model, ModelFeatures
+from fluence.study import AutoencoderModel, DfcLoss, Features, LpipsLoss, ModelFeatures
 
 VGG_BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4), "vggface": (2, 2, 3, 3, 3)}
 """Convolutions between two poolings. Source: Simonyan & Zisserman 2015, table 1; Parkhi et al. 2015, table 3."""
@@ -78,7 +78,7 @@ def check_image_for(who: str, image_size_px: int, needed_px: int) -> None:
         )
 
 
-def check_perceptual_losses(model: Model, image_size_px: int) -> None:
+def check_perceptual_losses(model: AutoencoderModel, image_size_px: int) -> None:
     """Refuse feature layers that do not exist, and images that are too small for a feature network.
 
     The layers of a model of the study are not known here.

@@ -16,7 +16,7 @@ from fluence.losses.latent import latent_terms
 from fluence.losses.reconstruction import SUMS, reconstruction_terms
 from fluence.losses.sparsity import sparsity_terms
 from fluence.losses.terms import ModelOutput, Pass, Term
-from fluence.study import ArVaeModel, Model, VaeModel
+from fluence.study import ArVaeModel, AutoencoderModel, VaeModel
 
 NUM_CHANNELS = 3
 
@@ -32,7 +32,7 @@ class Objective(nn.Module):
         columns: columns of the packed images whose values it needs, in the order that it expects them.
     """
 
-    def __init__(self, model: Model, trained: Mapping[str, nn.Module] | None = None) -> None:
+    def __init__(self, model: AutoencoderModel, trained: Mapping[str, nn.Module] | None = None) -> None:
         """Loads the feature networks that the model names.
 
         Args:
@@ -100,7 +100,7 @@ class Objective(nn.Module):
         return torch.stack([term.weight * term.function(seen) for term in chosen]).sum(0)
 
 
-def _terms_of(model: Model, trained: Mapping[str, nn.Module]) -> Iterator[Term]:
+def _terms_of(model: AutoencoderModel, trained: Mapping[str, nn.Module]) -> Iterator[Term]:
     """Every family of terms, in the order in which they are logged and added up."""
     yield from reconstruction_terms(model, trained)
     yield from latent_terms(model)

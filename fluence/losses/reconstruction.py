@@ -15,7 +15,7 @@ from fluence.losses.features import dfc_distance
 from fluence.losses.networks import network_name
 from fluence.losses.perceptual import Lpips
 from fluence.losses.terms import Pass, Term
-from fluence.study import DfcLoss, LpipsLoss, Model, Reconstruction
+from fluence.study import AutoencoderModel, DfcLoss, LpipsLoss, Reconstruction
 
 SSIM_WINDOW_PX, SSIM_SIGMA_PX = 11, 1.5
 _LARGEST_DENSE_PX, _TILE_PX = 64, 24
@@ -110,7 +110,7 @@ MEANS = {"ssim": ssim_loss}
 """Losses that are means over an image; those with a network of their own are others."""
 
 
-def reconstruction_terms(model: Model, trained: Mapping[str, nn.Module]) -> Iterator[Term]:
+def reconstruction_terms(model: AutoencoderModel, trained: Mapping[str, nn.Module]) -> Iterator[Term]:
     """The terms that compare images with their reconstructions.
 
     Args:

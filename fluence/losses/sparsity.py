@@ -10,7 +10,7 @@ from torch import Tensor
 from fluence.architectures import attended_layers, constrained_layers, gate_names
 from fluence.losses.shared import batch_mean
 from fluence.losses.terms import Pass, Term
-from fluence.study import KlSparsity, L0Sparsity, L1Sparsity, Model, SoftmaxAttention
+from fluence.study import AutoencoderModel, KlSparsity, L0Sparsity, L1Sparsity, SoftmaxAttention
 
 LOW = 1e-3
 """ρ̂ is at least LOW · ρ inside its logarithm: the slope of a unit's divergence stays within 1 / LOW."""
@@ -49,7 +49,7 @@ def l1_norm(values: Tensor) -> Tensor:
     return values.abs().flatten(1).sum(1)
 
 
-def sparsity_terms(model: Model) -> Iterator[Term]:
+def sparsity_terms(model: AutoencoderModel) -> Iterator[Term]:
     """The constraints on the layers of the encoder, and on the gates of its attention.
 
     Raises:
@@ -66,7 +66,7 @@ def sparsity_terms(model: Model) -> Iterator[Term]:
     yield from _attention_terms(model)
 
 
-def _attention_terms(model: Model) -> Iterator[Term]:
+def _attention_terms(model: AutoencoderModel) -> Iterator[Term]:
     """L1 of the gates after their sigmoid: CBAM's of places, else of channels. A softmax' is the same for any gates."""
     if model.attention is None or isinstance(model.attention, SoftmaxAttention):
         return

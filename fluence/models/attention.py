@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fluence.architectures import attended_layers, channel_dropping_layers
 from fluence.models.layers import he_normal
 from fluence.models.norms import SyncedBatchNorm2d, at_least_float32, without_autocast
-from fluence.study import Attention, CbamAttention, Model, SigmoidAttention, SoftmaxAttention
+from fluence.study import Attention, AutoencoderModel, CbamAttention, SigmoidAttention, SoftmaxAttention
 
 OPEN = 0.9
 """Where gates between 0 and 1 start: without normalisation, 13 layers that start half open pass one part in 8192."""
@@ -157,7 +157,7 @@ def _multiplied(x: Tensor, gates: Tensor) -> Tensor:
     return (x * gates).to(x.dtype)
 
 
-def gates_of(model: Model) -> Callable[[str, int], Gates | None]:
+def gates_of(model: AutoencoderModel) -> Callable[[str, int], Gates | None]:
     """What makes the gates of a layer of a model from its name and number of channels; None where it has none.
 
     Raises:

@@ -25,7 +25,7 @@ from fluence.models.encoders import ImageNetScale, SymmetricScale, build_encoder
 from fluence.models.latents import NormalHead, PlainHead, QuantisingHead, UnitVarianceHead
 from fluence.models.norms import at_least_float32, spectral_norm
 from fluence.store.activations import LayerInfo
-from fluence.study import Model, TiltedPrior, VaeModel
+from fluence.study import AutoencoderModel, TiltedPrior, VaeModel
 
 
 class Output(NamedTuple):
@@ -71,7 +71,7 @@ class Autoencoder(nn.Module):
         recordable: every layer that can be recorded, in the order of the forward pass.
     """
 
-    def __init__(self, model: Model, image_size_px: int) -> None:
+    def __init__(self, model: AutoencoderModel, image_size_px: int) -> None:
         """Draws its weights from torch's global random numbers; `build` gives them a seed.
 
         Raises:
@@ -144,7 +144,7 @@ class Autoencoder(nn.Module):
         return of_head.reshape(len(noise), *self.head.noise_shape), dict(zip(gates, of_gates, strict=True))
 
 
-def _recordable(model: Model, image_size_px: int, latent_shape: tuple[int, ...]) -> tuple[LayerInfo, ...]:
+def _recordable(model: AutoencoderModel, image_size_px: int, latent_shape: tuple[int, ...]) -> tuple[LayerInfo, ...]:
     infos, side, attended = [], image_size_px, attended_layers(model)
     for layer in ARCHITECTURES[model.architecture].encoder:
         side //= layer.stride
@@ -157,7 +157,7 @@ def _recordable(model: Model, image_size_px: int, latent_shape: tuple[int, ...])
     return (*infos, LayerInfo(name=LATENT_LAYER, shape=latent_shape, tap="post", kind="latent"))
 
 
-def build(model: Model, image_size_px: int, seed: int, *, pretrained: bool = True) -> Autoencoder:
+def build(model: AutoencoderModel, image_size_px: int, seed: int, *, pretrained: bool = True) -> Autoencoder:
     """A model with the weights that belong to a seed, on the CPU; torch's global random numbers do not move.
 
     Args:

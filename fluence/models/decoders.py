@@ -13,7 +13,7 @@ from fluence.architectures import NUM_COLOURS, DecoderLayer, scaled
 from fluence.models.layers import Nonlinearity, Style, convolution, he_normal, last_convolution
 from fluence.models.norms import norm_layer, spectral_norm
 from fluence.models.upsampling import UPSAMPLINGS
-from fluence.study import Model
+from fluence.study import AutoencoderModel
 
 
 class ResidualBlock(nn.Module):
@@ -45,7 +45,10 @@ class ResidualBlock(nn.Module):
 
 
 def build_decoder(
-    layers: tuple[DecoderLayer, ...], model: Model, latent_shape: tuple[int, ...], map_shape: tuple[int, int, int]
+    layers: tuple[DecoderLayer, ...],
+    model: AutoencoderModel,
+    latent_shape: tuple[int, ...],
+    map_shape: tuple[int, int, int],
 ) -> nn.Sequential:
     """The layers of a decoder, by name: [B, *latent_shape] → logits [B, 3, H, W].
 
@@ -59,7 +62,10 @@ def build_decoder(
 
 
 def _layers(
-    layers: tuple[DecoderLayer, ...], model: Model, latent_shape: tuple[int, ...], map_shape: tuple[int, int, int]
+    layers: tuple[DecoderLayer, ...],
+    model: AutoencoderModel,
+    latent_shape: tuple[int, ...],
+    map_shape: tuple[int, int, int],
 ) -> Iterator[tuple[str, nn.Module]]:
     style, wide = Style.of(model, "decoder"), latent_shape[0]
     if len(latent_shape) == 1:

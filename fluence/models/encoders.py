@@ -14,7 +14,7 @@ from fluence.errors import ArtifactError
 from fluence.models.attention import HardConcreteGates, gates_of
 from fluence.models.layers import ConvUnit, Style
 from fluence.store.pretrained import find_weights
-from fluence.study import Model
+from fluence.study import AutoencoderModel
 
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the red, green and blue values of ImageNet: what torchvision's networks learned with."""
@@ -60,7 +60,7 @@ class Encoder(nn.Sequential):
         return x
 
 
-def build_encoder(model: Model) -> Encoder:
+def build_encoder(model: AutoencoderModel) -> Encoder:
     """The convolutions of an encoder and their gates, by name: [B, 3, H, W] → [B, C, H / reduction, W / reduction].
 
     The first one sees three colours and is never separable.
@@ -74,7 +74,7 @@ def build_encoder(model: Model) -> Encoder:
     return Encoder(units)
 
 
-def load_pretrained(encoder: nn.Sequential, model: Model) -> None:
+def load_pretrained(encoder: nn.Sequential, model: AutoencoderModel) -> None:
     """Gives an encoder the weights that `model.pretrained` names; without it, it keeps its own.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fluence.architectures import ConvLayer
 from fluence.models.norms import norm_layer, spectral_norm
-from fluence.study import Model
+from fluence.study import AutoencoderModel
 
 Nonlinearity = Literal["relu", "linear"]
 """What follows a layer, for the scale of its initial weights."""
@@ -43,7 +43,7 @@ class Style:
     activation: str = "relu"
 
     @classmethod
-    def of(cls, model: Model, part: Literal["encoder", "decoder"]) -> Style:
+    def of(cls, model: AutoencoderModel, part: Literal["encoder", "decoder"]) -> Style:
         """That of a part of a model. Only encoders have another activation than ReLU."""
         separable = model.separable.kernel_px if model.separable and part in model.separable.parts else None
         return cls(getattr(model.norms, part), separable, model.activation if part == "encoder" else "relu")

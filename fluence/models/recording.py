@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fluence.architectures import check_layers
 from fluence.models.autoencoders import Autoencoder
+from fluence.models.pixels import Pixels
 from fluence.store.activations import LayerInfo
 
 Tap = Literal["post", "pre"]
@@ -24,7 +25,7 @@ class Recorder:
         values: name → [B, *shape] of each layer, not detached.
     """
 
-    def __init__(self, model: Autoencoder, names: Literal["encoder"] | Sequence[str], tap: Tap) -> None:
+    def __init__(self, model: Autoencoder | Pixels, names: Literal["encoder"] | Sequence[str], tap: Tap) -> None:
         """Starts recording; `record` also ends it.
 
         Args:
@@ -61,7 +62,7 @@ class Recorder:
 
 
 @contextmanager
-def record(model: Autoencoder, names: Literal["encoder"] | Sequence[str], tap: Tap) -> Iterator[Recorder]:
+def record(model: Autoencoder | Pixels, names: Literal["encoder"] | Sequence[str], tap: Tap) -> Iterator[Recorder]:
     """Record layers during every forward pass inside the `with` block; the arguments are those of `Recorder`."""
     recorder = Recorder(model, names, tap)
     try:

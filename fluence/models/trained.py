@@ -9,8 +9,9 @@ import torch
 
 from fluence.errors import ArtifactError
 from fluence.models.autoencoders import Autoencoder, build
+from fluence.models.pixels import Pixels
 from fluence.store.weights import read_weights
-from fluence.study import Model
+from fluence.study import AutoencoderModel, Model, PixelsModel
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,25 @@ class TrainedModel:
         weights: what it handed on.
     """
 
-    model: Model
+    model: AutoencoderModel
     weights: Path
 
 
-def load_trained(model: Model, image_size_px: int, weights: Path) -> Autoencoder:
+def load_recordable(model: Model, image_size_px: int, weights: Path) -> Autoencoder | Pixels:
+    """What images pass through when their layers are recorded: a trained network, or nothing but the pixels.
+
+    Args:
+        model: its settings.
+        image_size_px: side of the images.
+        weights: what its training wrote.
+
+    Raises:
+        ArtifactError: the weights are missing or damaged, or do not fit the network.
+    """
+    return Pixels(image_size_px) if isinstance(model, PixelsModel) else load_trained(model, image_size_px, weights)
+
+
+def load_trained(model: AutoencoderModel, image_size_px: int, weights: Path) -> Autoencoder:
     """A network with its trained weights, in eval mode, on the CPU.
 
     Args:

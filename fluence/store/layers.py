@@ -27,7 +27,7 @@ class LayerInfo:
         name: for example `conv3_2` or `mu`.
         shape: of one image's values, (channels, height, width) or (size,).
         tap: recorded after (`post`) or before (`pre`) the non-linearity.
-        kind: `conv`, `latent`, or `gate` for what multiplies a convolution's channels or places.
+        kind: `conv`, `latent`, `gate` for what multiplies a convolution's channels or places, or `input` for pixels.
     """
 
     name: str

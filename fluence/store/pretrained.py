@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluence.errors import ArtifactError, StudyError
-from fluence.study import DfcLoss, LpipsLoss, Model, ModelFeatures, Study
+from fluence.study import DfcLoss, LpipsLoss, Model, ModelFeatures, PixelsModel, Study
 
 RANDOM = "random"
 """The word by which a study asks for a network with random weights."""
@@ -159,7 +159,7 @@ def _of_model(key: str, model: Model) -> Iterator[Weights]:
         if isinstance(term, DfcLoss) and not isinstance(term.network, ModelFeatures):
             features = term.network
             yield Weights(f"{key}.reconstruction", f"DFC ({features.kind})", features.kind, features.weights)
-    network = model.architecture.partition("-")[0]
+    network = "" if isinstance(model, PixelsModel) else model.architecture.partition("-")[0]
     if model.pretrained is not None and network in IMAGENET_FILES:
         yield Weights(f"{key}.pretrained", f"the encoder ({network})", network, model.pretrained)
 

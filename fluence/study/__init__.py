@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fluence.errors import StudyError
 from fluence.study.analysis import Analysis, Epsilon, Metric, Ridge, SparsityMetrics
 from fluence.study.data import (
     CfdDataset,
@@ -44,6 +45,7 @@ from fluence.study.model import (
     AeModel,
     ArVaeModel,
     Attention,
+    AutoencoderModel,
     AutoencoderSettings,
     CbamAttention,
     ConvLatent,
@@ -51,6 +53,7 @@ from fluence.study.model import (
     Latent,
     Model,
     Norms,
+    PixelsModel,
     Prior,
     Separable,
     SigmoidAttention,
@@ -73,6 +76,7 @@ __all__ = [
     "Attention",
     "AttganFeatures",
     "Attribute",
+    "AutoencoderModel",
     "AutoencoderSettings",
     "CbamAttention",
     "CfdDataset",
@@ -104,6 +108,7 @@ __all__ = [
     "Name",
     "Norms",
     "PixelLoss",
+    "PixelsModel",
     "Prior",
     "Reconstruction",
     "Record",
@@ -215,6 +220,11 @@ class Study(Section):
                         f"{key}: the features of the model {features.model!r} are compared, but it is not in the "
                         f"grid; there are: {', '.join(self.model_names)}"
                     )
+                if isinstance(self.models[features.model], PixelsModel):
+                    raise ValueError(
+                        f"{key}: {features.model!r} has no features to compare, only pixels; write `loss: l2`, or name "
+                        "another model"
+                    )
                 if needed not in self.trainings:
                     raise ValueError(
                         f"{key}: the features of {features.model!r}, trained on the group {features.group!r} with seed "
@@ -282,15 +292,21 @@ class Study(Section):
 
     @property
     def trainings(self) -> tuple[tuple[str, str, int], ...]:
-        """Model, group and seed of every run: those of the grids, each once, sorted by the order of the study."""
+        """Model, group and seed of every run: those of the grids, each once, sorted by the order of the study.
+
+        A model of kind `pixels` has one run, for all images and with the smallest seed: others would be the same.
+        """
         order = {name: place for place, name in enumerate(self.models)}
         every = {
             (model, group, seed)
             for grid in self.grids
-            for model in (self.models if grid.models == "every" else grid.models)
+            for model in self._models_of(grid)
             for group in grid.groups
             for seed in grid.seeds
         }
+        pixels = {name for name, _, _ in every if isinstance(self.models[name], PixelsModel)}
+        once = {(name, "all", min(seed for model, _, seed in every if model == name)) for name in pixels}
+        every = {run for run in every if run[0] not in pixels} | once
         groups = {group: place for place, group in enumerate(self.group_names)}
         return tuple(sorted(every, key=lambda run: (order[run[0]], groups[run[1]], run[2])))
 
@@ -302,13 +318,30 @@ class Study(Section):
     @property
     def group_names(self) -> tuple[str, ...]:
         """`all`, and groups that get models of their own, in the order of the grids."""
-        return tuple(dict.fromkeys(group for grid in self.grids for group in grid.groups))
+        named = [group for grid in self.grids for group in grid.groups]
+        chosen = (self.models[name] for grid in self.grids for name in self._models_of(grid))
+        pixels = ["all"] if any(isinstance(model, PixelsModel) for model in chosen) else []
+        return tuple(dict.fromkeys(named + pixels))
+
+    def _models_of(self, grid: Grid) -> tuple[str, ...]:
+        return tuple(self.models) if grid.models == "every" else grid.models
 
     def seeds_of(self, model: str, trained_on: str = "all") -> tuple[int, ...]:
         """Seeds of a model on a group; `own-group` means all of its groups but `all`."""
         own = [(group, seed) for name, group, seed in self.trainings if name == model]
         wanted = {seed for group, seed in own if group == trained_on or (trained_on == OWN_GROUP and group != "all")}
         return tuple(sorted(wanted))
+
+    def network(self, model: str) -> AutoencoderModel:
+        """The settings of a model that is a network.
+
+        Raises:
+            StudyError: it is nothing but pixels.
+        """
+        settings = self.models[model]
+        if isinstance(settings, PixelsModel):
+            raise StudyError(f"models.{model}: nothing but pixels, and no network")
+        return settings
 
     def training_of(self, model: str) -> Training:
         """The training settings of one model: the study's, with the model's own on top."""

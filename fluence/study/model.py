@@ -247,4 +247,45 @@ class VqVaeModel(AutoencoderSettings):
     """β, which keeps the encoder near the entries it chose."""
 
 
-Model = Annotated[VaeModel | ArVaeModel | AeModel | VqVaeModel, Field(discriminator="kind")]
+class PixelsModel(Section):
+    """No network: the image itself is the only layer, `pixels`. The control for what needs no visual system.
+
+    It is neither trained nor specialised: it makes one run, whatever groups and seeds the grid has.
+    """
+
+    kind: Literal["pixels"]
+    """The pixels of the image."""
+
+    @property
+    def training(self) -> TrainingOverride:
+        """There is nothing to train."""
+        return TrainingOverride(epochs=0)
+
+    @property
+    def reconstruction(self) -> tuple[Reconstruction, ...]:
+        """None: nothing is reconstructed."""
+        return ()
+
+    @property
+    def sparsity(self) -> tuple[Sparsity, ...]:
+        """No constraint."""
+        return ()
+
+    @property
+    def attention(self) -> Attention | None:
+        """No gates."""
+        return None
+
+    @property
+    def pretrained(self) -> str | None:
+        """No weights."""
+        return None
+
+    @property
+    def compared_models(self) -> tuple[ModelFeatures, ...]:
+        """No other model is needed."""
+        return ()
+
+
+AutoencoderModel = VaeModel | ArVaeModel | AeModel | VqVaeModel
+Model = Annotated[AutoencoderModel | PixelsModel, Field(discriminator="kind")]

@@ -2,6 +2,6 @@
 
 from fluence.training.distributed import Ranks
 from fluence.training.loop import train
-from fluence.training.task import TrainSpec, TrainSummary
+from fluence.training.task import TrainSpec, TrainSummary, hand_on_nothing
 
-__all__ = ["Ranks", "TrainSpec", "TrainSummary", "train"]
+__all__ = ["Ranks", "TrainSpec", "TrainSummary", "hand_on_nothing", "train"]
