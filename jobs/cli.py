@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fluence.errors import FluenceError, StudyError
+from fluence.errors import FluenceError, StudyError, UnwritableError
 from fluence.layout import Layout
 from jobs.parser import parse
 
@@ -298,7 +298,10 @@ def _export(given: argparse.Namespace) -> int:
     tasks = take_snapshot(study, layout).tasks
     folder = given.to or layout.root.with_name(f"{layout.root.name}-export")
     planned = plan(tasks, layout)
-    done = export(study, layout, run_rows(planned), [(task.stage, task.name) for task in tasks], folder)
+    try:
+        done = export(study, layout, run_rows(planned), [(task.stage, task.name) for task in tasks], folder)
+    except UnwritableError as error:
+        raise UnwritableError(str(error).replace("--output", "--to")) from error
     if any(entry.to_do for entry in planned if entry.task.stage == "analyse"):
         print(f"note     the statistics are older than the results; newer ones: fluence report {given.study}")
     print(f"export   {done.folder}: {done.num_files} files")

@@ -50,6 +50,8 @@ def cancel(tasks: Sequence[Task], layout: Layout, names: Collection[str] = (), s
     refuse_unknown(tasks, names)
     slurm = slurm or Slurm(layout.slurm_answers)
     found = standings(tasks, layout, slurm, keep_s=0)
+    if not found.look.has_queue and not layout.submissions.is_dir():
+        return []  # nothing was ever submitted from here; Slurm may not even be installed
     if not found.look.has_queue:
         raise NoAnswer(f"nothing is cancelled: {'; '.join(found.look.notes)}")
     present = {task.id: task for task in tasks}

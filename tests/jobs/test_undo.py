@@ -76,6 +76,15 @@ def test_nothing_to_cancel(tmp_path: Path) -> None:
     assert double.programs() == ["squeue"]
 
 
+def test_where_nothing_was_submitted_slurm_need_not_answer(tmp_path: Path, layout: Layout) -> None:
+    def absent(command: list[str], _: float) -> str:
+        raise NoAnswer(f"{command[0]}: command not found")
+
+    assert cancel(TASKS, Layout(tmp_path / "never"), slurm=Slurm(None, absent)) == []
+    with pytest.raises(NoAnswer, match="nothing is cancelled"):
+        cancel(TASKS, layout, slurm=Slurm(None, absent))
+
+
 def test_an_unknown_run_is_an_error_before_anything_happens(layout: Layout) -> None:
     double = queue()
     with pytest.raises(StudyError, match="did you mean small-all-s1"):
