@@ -136,6 +136,8 @@ def test_what_is_exported_can_be_analysed_by_anybody(planted: Path, tmp_path: Pa
     published = published.query("trained_on == 'all' and subset == 'all' and layer == 'conv1' and metric == 'gini'")
     of_pearson = published[published["estimator"] == "pearson"]["estimate"]
     assert of_pearson.tolist() == pytest.approx([gini["value"].corr(gini["beauty"])])
+    nowhere = fluence("export", str(planted), "--output", str(layout_of(planted).root), "--to", "/proc/x", expect=2)
+    assert "choose another one with --to" in nowhere
     provenance = json.loads((folder / "provenance.json").read_text())
     assert {task.split("/")[0] for task in provenance} >= {"pack", "train", "extract", "measure", "analyse", "report"}
 
