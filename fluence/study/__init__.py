@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fluence.study.analysis import Analysis, Epsilon, Metric, Ridge, SparsityMetrics
+from fluence.study.analysis import Analysis, Correction, Epsilon, Family, Metric, Ridge, SparsityMetrics
 from fluence.study.data import (
     CfdDataset,
     CsvDataset,
@@ -78,6 +78,7 @@ __all__ = [
     "CfdDataset",
     "Comparison",
     "ConvLatent",
+    "Correction",
     "CsvDataset",
     "Data",
     "Dataset",
@@ -87,6 +88,7 @@ __all__ = [
     "Epsilon",
     "FaceFeatures",
     "FairFaceDataset",
+    "Family",
     "Features",
     "FolderDataset",
     "Grid",

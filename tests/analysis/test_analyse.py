@@ -105,7 +105,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
     layout = Layout(tmp_path_factory.mktemp("study"))
     write_packed(layout, manifest())
     analyse(study_of(), layout, finished(layout), num_workers=1)
-    return {path.stem: read_table(path) for path in layout.statistics.glob("*.csv")}
+    return {path.stem: read_table(path) for path in layout.statistics.glob("*.parquet")}
 
 
 def one_row(table: pd.DataFrame, **where: object) -> pd.Series:
@@ -124,7 +124,7 @@ def test_every_column_of_every_table_is_in_the_dictionary(tables: dict[str, pd.D
 
 
 def test_every_scorer_has_its_images(tables: dict[str, pd.DataFrame]) -> None:
-    coverage = tables["coverage"][lambda t: t["reason"].isna()]
+    coverage = tables["coverage"][lambda t: t["reason"] == ""]
     found = {tuple(row) for row in coverage[["trained_on", "scorer", "seed", "subset", "n"]].to_numpy()}
     sizes = {"asian-f": 60, "asian-m": 60, "black-f": 55}
     expected = {("all", "general", seed, "all", N) for seed in (0, 1)}
@@ -179,7 +179,7 @@ def test_the_planted_metric_is_found_and_the_noise_is_not(tables: dict[str, pd.D
 
 def test_dead_layers_keep_their_row(tables: dict[str, pd.DataFrame]) -> None:
     dead = tables["correlations"][lambda t: (t["layer"] == "mu") & (t["metric"] == "gini")]
-    assert len(dead) == 3 * len(tables["coverage"][lambda t: ~t["reason"].fillna("").str.startswith("run")])
+    assert len(dead) == 4 * len(tables["coverage"][lambda t: ~t["reason"].str.startswith("run")])
     assert (dead["reason"] == "no value for any image (a dead layer)").all()
     assert dead["estimate"].isna().all()
 

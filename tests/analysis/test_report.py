@@ -274,7 +274,7 @@ def test_a_report_of_nothing_says_what_is_missing(runs: list[RunRow], tmp_path: 
     write_report(Study.model_validate(settings()), layout, runs)
     text = text_of(layout.report_page.read_text(encoding="utf-8"))
     assert "There is no answer yet" in text
-    assert "statistics/correlations.csv: no such file" in text
+    assert "statistics/correlations.parquet: no such file" in text
     assert "packed/jury.h5: no such file" in text
     assert ("out of memory" in text) == bool(runs)
     assert str(tmp_path) not in text
