@@ -74,16 +74,16 @@ def within_cell(table: pd.DataFrame, away: np.ndarray) -> pd.DataFrame:
     Returns:
         The table with p_bh, p_max_r and family_size, the number of tests of the family that could be made.
     """
-    table = table.assign(p_bh=np.nan, p_max_r=np.nan, family_size=0)
-    place = table["p_permutation"].notna().cumsum() - 1  # of a test among those that could be made
-    for _, rows in table.groupby("family", sort=False):
-        tested = rows.index[rows["p_permutation"].notna()]
-        own = away[:, place[tested]]
-        table.loc[rows.index, "family_size"] = len(tested)
-        if len(tested):
-            table.loc[tested, "p_bh"] = benjamini_hochberg(rows.loc[tested, "p_permutation"])
-            table.loc[tested, "p_max_r"] = permutation_p(own[0], own.max(axis=1, keepdims=True))
-    return table
+    names, p = table["family"].to_numpy(), table["p_permutation"]
+    tested = p.notna().to_numpy()
+    p_bh, p_max, sizes = np.full(len(p), np.nan), np.full(len(p), np.nan), np.zeros(len(p), dtype=np.int64)
+    for name in dict.fromkeys(names):
+        rows, own = tested & (names == name), away[:, names[tested] == name]
+        sizes[names == name] = rows.sum()
+        if rows.any():
+            p_bh[rows] = benjamini_hochberg(p[rows])
+            p_max[rows] = permutation_p(own[0], own.max(axis=1, keepdims=True))
+    return table.assign(p_bh=p_bh, p_max_r=p_max, family_size=sizes)
 
 
 def over_cells(table: pd.DataFrame, largest: Iterable[tuple[str, Mapping[str, np.ndarray]]]) -> pd.DataFrame:

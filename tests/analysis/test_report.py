@@ -15,7 +15,8 @@ import pytest
 from analysis.report import write_report
 from analysis.report.caveats import caveats
 from analysis.report.evidence import Evidence, gather
-from analysis.report.findings import groups, key_items, metrics, regression
+from analysis.report.findings import key_items, metrics, regression
+from analysis.report.groups import groups
 from analysis.report.page import Cell, cell, interval, number, p_value
 from analysis.report.summary import expected_sign, metric_name, summarise
 from analysis.report.verdict import detectable_r, verdict

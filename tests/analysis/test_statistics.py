@@ -17,11 +17,9 @@ from analysis.statistics import (
     exchanges,
     noise_ceiling,
     permuted_correlations,
-    permuted_xi,
     residualise,
     smallest_detectable_r2,
     split_half,
-    untied,
 )
 
 N = 60
