@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from statsmodels.regression.linear_model import OLS, OLSResults
-from statsmodels.stats.outliers_influence import OLSInfluence
+from scipy.linalg import orth
+from statsmodels.regression.linear_model import OLS
 
 from analysis.families import bh_by, families_of
 from analysis.statistics import why_untestable
@@ -87,30 +87,26 @@ def _varies(column: np.ndarray) -> bool:
 
 
 def _wald(score: np.ndarray, design: np.ndarray, num_tested: int, clusters: np.ndarray) -> dict[str, object]:
-    """F test that the last coefficients are all zero. Images that have a coefficient for themselves say nothing."""
+    """F test that the last coefficients are all zero. Images that have a coefficient for themselves say nothing.
+
+    The other columns are replaced by a basis of what they span: covariates that repeat each other change no test.
+    """
+    alone = (orth(design) ** 2).sum(axis=1) > _ALONE
+    score, design, clusters = score[~alone], design[~alone], clusters[~alone]
+    tested = design[:, -num_tested:]
+    design = np.column_stack([orth(design[:, :-num_tested]), tested])
+    num_independent, num_columns = len(np.unique(clusters)), design.shape[1]
+    if num_independent <= num_columns:
+        return {"n": len(score), "reason": f"{num_independent} independent images for {num_columns} coefficients"}
+    if np.linalg.matrix_rank(design) < num_columns:
+        return {"n": len(score), "reason": "the covariates explain the metric within a group"}
     fitted = OLS(score, design).fit()
-    alone = OLSInfluence(fitted).hat_matrix_diag > _ALONE
-    if alone.any():
-        score, design, clusters = score[~alone], design[~alone], clusters[~alone]
-        fitted = OLS(score, design).fit()
-    reason = _why_no_test(fitted, design, num_tested, clusters)
-    if reason:
-        return {"n": len(score), "reason": reason}
-    if len(np.unique(clusters)) == len(clusters):
+    if fitted.ssr <= _EXPLAINED * ((score - score.mean()) ** 2).sum():
+        return {"n": len(score), "reason": "groups, metric and covariates explain the ratings entirely"}
+    if num_independent == len(clusters):
         robust = fitted.get_robustcov_results("HC3", use_t=True)
     else:
         robust = fitted.get_robustcov_results("cluster", use_t=True, groups=clusters)
-    found = robust.wald_test(np.eye(design.shape[1])[-num_tested:], use_f=True, scalar=True)
+    found = robust.wald_test(np.eye(num_columns)[-num_tested:], use_f=True, scalar=True)
     numbers = {"f": found.statistic, "df_num": found.df_num, "df_denom": found.df_denom, "p": found.pvalue}
     return {"n": len(score), "reason": ""} | {name: float(value) for name, value in numbers.items()}
-
-
-def _why_no_test(fitted: OLSResults, design: np.ndarray, num_tested: int, clusters: np.ndarray) -> str:
-    independent, rank = len(np.unique(clusters)), int(fitted.model.rank)
-    if independent <= design.shape[1]:
-        return f"{independent} independent images for {design.shape[1]} coefficients"
-    if rank < design.shape[1] and np.linalg.matrix_rank(design[:, :-num_tested]) + num_tested > rank:
-        return "the covariates explain the metric within a group"
-    if fitted.ssr <= _EXPLAINED * fitted.centered_tss:
-        return "groups, metric and covariates explain the ratings entirely"
-    return ""

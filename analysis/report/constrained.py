@@ -45,11 +45,10 @@ def _by_place(case: Case, rows: pd.DataFrame, models: list[str]) -> Table:
     caption = (
         f"Metric × place of the constraint: ridge R² of the metrics alone, out of fold; in brackets Δ R² over the "
         f"confounds with its interval and adjusted p. {_constraints(rows, models)} n = {rows['n'].min():,.0f} images; "
-        "means over the seeds, p the largest"
+        f"means over the seeds, p the largest.{_missing(case, rows)}"
     )
-    return Table(
-        caption, _headings(("metrics",), rows, models), tuple(lines), file="../statistics/summary_constraint.csv"
-    )
+    headings = _headings(("metrics",), rows, models)
+    return Table(caption, headings, tuple(lines), file="../statistics/summary_constraint.csv")
 
 
 def _by_layer(case: Case, rows: pd.DataFrame, models: list[str]) -> Table:
@@ -64,10 +63,15 @@ def _by_layer(case: Case, rows: pd.DataFrame, models: list[str]) -> Table:
     ]
     caption = (
         f"Metric × layer, with and without the constraint: r with its interval and p, adjusted over "
-        f"{WORDS[case.evidence.study.analysis.family]}; means over the seeds, p the largest"
+        f"{WORDS[case.evidence.study.analysis.family]}; means over the seeds, p the largest.{_missing(case, rows)}"
     )
     headings = _headings(("metric", "estimator"), rows, models)
     return Table(caption, headings, tuple(lines), file="../statistics/summary_layers.csv", folded=True)
+
+
+def _missing(case: Case, rows: pd.DataFrame) -> str:
+    """A sentence on the models that lack a seed."""
+    return case.missing_seeds({str(model): int(num) for model, num in rows.groupby("model")["num_seeds"].max().items()})
 
 
 def _headings(first: tuple[str, ...], rows: pd.DataFrame, models: list[str]) -> tuple[str, ...]:

@@ -17,9 +17,11 @@ from analysis.statistics import (
     exchanges,
     noise_ceiling,
     permuted_correlations,
+    permuted_xi,
     residualise,
     smallest_detectable_r2,
     split_half,
+    untied,
 )
 
 N = 60
@@ -143,6 +145,73 @@ def test_spearman_sees_monotone_curves_and_its_interval_covers() -> None:
         row = pearson_table(x, y, num=1, estimator="spearman").iloc[0]
         hits += row["ci_low"] <= truth <= row["ci_high"]
     assert 0.90 <= hits / 200 <= 0.99
+
+
+def test_permuted_xi_is_scipys_of_the_present_images_with_their_ties() -> None:
+    rng = np.random.default_rng(9)
+    columns, score = rng.normal(size=(N, 3)), np.round(rng.normal(size=N), 1)
+    columns[:7, 1] = np.nan
+    columns[:, 2] = np.round(columns[:, 2])
+    orders = exchanges(np.repeat(["a", "b"], N // 2), np.arange(N), 5, 0)
+    found = permuted_xi(columns, score, orders)
+    for order, row in zip(orders, found, strict=True):
+        for column, xi in zip(columns.T, row, strict=True):
+            present = np.isfinite(column)
+            expected = stats.chatterjeexi(untied(column[present]), score[order][present])
+            assert xi == pytest.approx(expected.statistic, abs=1e-12)
+
+
+def test_batches_of_permutations_do_not_change_xi() -> None:
+    rng = np.random.default_rng(10)
+    orders = exchanges(one_group(N), np.arange(N), 599, 0)
+    columns, score = rng.normal(size=(N, 2)), rng.normal(size=N)
+    np.testing.assert_array_equal(permuted_xi(columns, score, orders)[400:], permuted_xi(columns, score, orders[400:]))
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40))
+def test_ties_are_broken_at_random_but_always_alike(values: list[int]) -> None:
+    column = np.array(values, dtype=np.float64)
+    ranks = untied(column)
+    assert sorted(ranks) == list(range(1, len(values) + 1))
+    assert (np.diff(column[np.argsort(ranks)]) >= 0).all()
+    np.testing.assert_array_equal(untied(column), ranks)
+
+
+def test_equal_values_are_not_left_in_the_order_of_the_images() -> None:
+    assert untied(np.zeros(50)).tolist() != list(range(1, 51))
+
+
+def test_xi_sees_what_pearson_does_not_and_only_in_its_direction() -> None:
+    x = np.random.default_rng(11).normal(size=(N, 1))
+    table = pearson_table(x, x[:, 0] ** 2, estimator="xi")
+    expected = stats.chatterjeexi(untied(x[:, 0]), x[:, 0] ** 2)
+    assert table.loc[0, ["estimate", "p_parametric"]].tolist() == pytest.approx(list(expected))
+    assert table.loc[0, "p_permutation"] == 1 / 200
+    assert table.loc[0, ["ci_low", "ci_high"]].isna().all()
+    assert pearson_table(x**2, x[:, 0], estimator="xi").loc[0, "estimate"] < 0.5  # the sign of x is not told by x²
+    alternating = np.arange(float(N)) % 2
+    one_sided = pearson_table(np.arange(float(N))[:, None], alternating, estimator="xi")
+    assert one_sided.loc[0, "estimate"] < -0.4
+    assert one_sided.loc[0, "p_permutation"] == 1
+
+
+def test_parametric_p_are_scipys() -> None:
+    rng = np.random.default_rng(12)
+    x, y = rng.normal(size=(N, 1)), rng.normal(size=N)
+    for estimator, test in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
+        assert pearson_table(x, y, estimator=estimator).loc[0, "p_parametric"] == test(x[:, 0], y).pvalue
+
+
+def test_expected_is_what_groups_alone_make() -> None:
+    groups = np.repeat(["a", "b"], N // 2)
+    shift = np.repeat([0.0, 9.0], N // 2)
+    rng = np.random.default_rng(13)
+    x, y = rng.normal(size=N) + shift, rng.normal(size=N) + shift
+    orders = exchanges(groups, np.arange(N), 199, 0)
+    row = correlate(features_of(x[:, None]), y, orders, estimator="pearson", confidence=0.95).table.iloc[0]
+    assert row["estimate"] > 0.9
+    assert row["expected"] == pytest.approx(row["estimate"], abs=0.02)
+    assert row["p_permutation"] > 0.01
 
 
 def test_constant_and_dead_columns_keep_their_row_with_a_reason() -> None:
