@@ -38,16 +38,17 @@ def _of(case: Case, name: str) -> pd.DataFrame:
 
 
 def _by_place(case: Case, rows: pd.DataFrame, models: list[str]) -> Table:
-    lines = [
-        (cell(PREDICTOR_NAMES.get(str(name), str(name))), *(_regression(own, model) for model in models))
-        for name, own in rows.groupby("predictors", sort=False)
-    ]
+    lines = []
+    for name, own in rows.groupby("predictors", sort=False):
+        metrics = cell(PREDICTOR_NAMES.get(str(name), str(name)))
+        lines.append((metrics, cell("R²"), *(_regression(own, model, "r2_metrics") for model in models)))
+        lines.append((metrics, cell("Δ R²"), *(_regression(own, model, "delta_r2") for model in models)))
     caption = (
-        f"Metric × place of the constraint: ridge R² of the metrics alone, out of fold; in brackets Δ R² over the "
-        f"confounds with its interval and adjusted p. {_constraints(rows, models)} n = {rows['n'].min():,.0f} images; "
+        "Metric × place of the constraint: ridge R² of the metrics alone, out of fold, and Δ R² over the confounds "
+        f"with its adjusted p, with their intervals. {_constraints(rows, models)} n = {rows['n'].min():,.0f} images; "
         f"means over the seeds, p the largest.{_missing(case, rows)}"
     )
-    headings = _headings(("metrics",), rows, models)
+    headings = _headings(("metrics", "number"), rows, models)
     return Table(caption, headings, tuple(lines), file="../statistics/summary_constraint.csv")
 
 
@@ -89,13 +90,14 @@ def _constraints(rows: pd.DataFrame, models: list[str]) -> str:
     return f"Constraints: {listed([f'{model} {constraint}' for model, constraint in of_model.items()])}."
 
 
-def _regression(rows: pd.DataFrame, model: str) -> Cell:
+def _regression(rows: pd.DataFrame, model: str, column: str) -> Cell:
     own = rows[rows["model"] == model]
-    if own.empty or own["r2_metrics"].isna().all():
+    if own.empty or own[column].isna().all():
         return cell(None)
     row = own.iloc[0]
-    gain = f"{number(row['delta_r2'], sign=True)} {interval(row['delta_r2_low'], row['delta_r2_high'])}"
-    return Cell(f"{number(row['r2_metrics'])} (Δ {gain}, {p_equals(row['p_delta_bh'])})", float(row["r2_metrics"]))
+    text = f"{number(row[column])} {interval(row[f'{column}_low'], row[f'{column}_high'])}"
+    p = f", {p_equals(row['p_delta_bh'])}" if column == "delta_r2" else ""
+    return Cell(text + p, float(row[column]))
 
 
 def _correlation(rows: pd.DataFrame, model: str) -> Cell:

@@ -89,7 +89,7 @@ def _interactions(evidence: Evidence) -> Iterator[Item]:
         return
     tested = table[table["num_seeds"] > 0]
     differ = tested[tested["num_significant"] == tested["num_seeds"]]
-    yield Text(_interaction_words(evidence, tested, differ), heading="Do groups differ?")
+    yield Text(_interaction_words(evidence, tested, differ), heading="Differences between groups")
     columns = ("model", "scorer", "images", "metric", "n", "groups", "left out", "seeds", "F", "p raw", "p adjusted")
     rows = [_interaction_row(evidence, row) for _, row in table.iterrows()]
     caption = (

@@ -322,12 +322,13 @@ def test_means_that_lack_a_seed_say_so(section: Section) -> None:
 
 def test_a_constraint_has_a_table_of_metrics_by_place_and_one_by_layer(section: Section, evidence: Evidence) -> None:
     by_place, by_layer = [item for item in part(section, "constraint") if "Metric ×" in getattr(item, "caption", "")]
-    assert by_place.columns == ("metrics", "small (none)", "sparse (all but conv1)")
+    assert by_place.columns == ("metrics", "number", "small (none)", "sparse (all but conv1)")
     assert "Constraint: kl, rho 0.05, weight 0.3" in by_place.caption
     ridge = evidence.table("ridge_over_seeds").query("predictors == 'gini'").set_index("model")
-    row = next(row for row in by_place.rows if row[0].text == "Gini")
-    assert [one.key for one in row[1:]] == [ridge.loc[name, "r2_metrics_mean"] for name in ("small", "sparse")]
-    assert by_layer.columns[2:] == by_place.columns[1:]
+    for number, column in (("R²", "r2_metrics_mean"), ("Δ R²", "delta_r2_mean")):
+        row = next(row for row in by_place.rows if [one.text for one in row[:2]] == ["Gini", number])
+        assert [one.key for one in row[2:]] == [ridge.loc[name, column] for name in ("small", "sparse")]
+    assert by_layer.columns[2:] == by_place.columns[2:]
     found = evidence.table("correlations_over_seeds").query("estimator == 'partial' and metric == 'gini'")
     found = found.set_index(["model", "layer"])["estimate_mean"]
     row = next(row for row in by_layer.rows if [one.text for one in row[:2]] == ["Gini of mu", "partial"])
