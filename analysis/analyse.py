@@ -11,18 +11,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import joblib
-import numpy as np
 import pandas as pd
 
 from analysis.cells import Cell, CellTables, Sample, analyse_cell, prepare
 from analysis.dictionary import TABLES, data_dictionary
-from analysis.statistics import over_seeds, smallest_detectable_r2
+from analysis.families import bh_by, decide, over_cells
+from analysis.interactions import decided
+from analysis.seeds import over_seeds
+from analysis.statistics import smallest_detectable_r2
+from analysis.summaries import summary_constraint, summary_layers
+from analysis.tablefiles import write_statistics
 from analysis.tables import feature_matrix, load_metrics, rated_images, sweep_matrix
 from fluence.errors import ArtifactError
 from fluence.layout import Layout, Run, RunRow
-from fluence.store.files import read_table, write_table
+from fluence.store.files import read_table
 from fluence.store.packed import Packed
-from fluence.study import OWN_GROUP, Study
+from fluence.study import OWN_GROUP, Analysis, Study
 
 ALL = "all"
 POOLED = "pooled"
@@ -151,14 +155,19 @@ def _tables(
     study: Study,
 ) -> dict[str, pd.DataFrame]:
     """Every table, by name."""
-    correlations = _stack("correlations", [result.correlations for result in results])
-    ridge = _stack("ridge", [result.ridge for result in results])
+    correlations, sweep, ridge, interactions = _corrected(results, study.analysis)
+    correlations_over_seeds = _correlations_over_seeds(correlations, study)
+    ridge_over_seeds = _ridge_over_seeds(ridge, study)
     return {
         "correlations": correlations,
-        "correlations_over_seeds": _correlations_over_seeds(correlations, study),
+        "correlations_over_seeds": correlations_over_seeds,
         "ridge": ridge,
-        "ridge_over_seeds": _ridge_over_seeds(ridge, study),
-        "epsilon_sweep": _stack("epsilon_sweep", [result.epsilon_sweep for result in results]),
+        "ridge_over_seeds": ridge_over_seeds,
+        "interactions": interactions,
+        "interactions_over_seeds": _interactions_over_seeds(interactions, study),
+        "epsilon_sweep": sweep,
+        "summary_constraint": summary_constraint(study, ridge_over_seeds),
+        "summary_layers": summary_layers(study, correlations_over_seeds),
         "runs": _runs_table(runs),
         "coverage": _coverage(cells, samples, runs, rated, 1 - study.analysis.confidence),
         "noise_ceiling": _ceilings(samples),
@@ -166,17 +175,46 @@ def _tables(
     }
 
 
+def _corrected(results: list[CellTables], analysis: Analysis) -> tuple[pd.DataFrame, ...]:
+    """Correlations, sweep, regressions and interactions of all cells, corrected over the cells if the study asks."""
+    correlations = _stack("correlations", [result.correlations for result in results])
+    sweep = _stack("epsilon_sweep", [result.epsilon_sweep for result in results])
+    ridge = _stack("ridge", [result.ridge for result in results])
+    interactions = _stack("interactions", [result.interactions for result in results if len(result.interactions)])
+    if analysis.family == "study" and results:
+        pooled = (
+            over_cells(correlations, [(result.sample, result.largest) for result in results]),
+            over_cells(sweep, [(result.sample, result.largest_of_sweep) for result in results]),
+        )
+        correlations, sweep = (decide(table, analysis.correction, analysis.confidence) for table in pooled)
+        ridge = bh_by(ridge, ["subset"], ["p_delta", "p_metrics"])
+        interactions = decided(bh_by(interactions, ["subset", "estimator"], ["p"]), analysis)
+    return correlations, sweep, ridge, interactions
+
+
 def _stack(name: str, tables: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(TABLES[name]))
 
 
 _BY_SCORER = ("model", "trained_on", "scorer", "subset")
+_SAME = ("family",)
 
 
 def _correlations_over_seeds(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     by = [*_BY_SCORER, "layer", "metric", "estimator"]
+    values, means = ("estimate", "p_permutation", "p_adjusted"), ("ci_low", "ci_high")
+    return _with_counts(over_seeds(table, by, values, _planned(study), means=means, same=_SAME), table, by)
+
+
+def _interactions_over_seeds(table: pd.DataFrame, study: Study) -> pd.DataFrame:
+    by = [*_BY_SCORER, "layer", "metric", "estimator"]
+    same = (*_SAME, "num_groups", "groups_left_out", "reason")
+    return _with_counts(over_seeds(table, by, ("f", "p", "p_bh"), _planned(study), same=same), table, by)
+
+
+def _with_counts(summed: pd.DataFrame, table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Adds in how many trainings a test is significant, and the size of its largest family."""
     grouped = table.groupby(by, sort=False)
-    summed = over_seeds(table, by, ("estimate", "p_permutation", "p_adjusted"), _planned(study))
     return summed.assign(
         num_significant=grouped["significant"].sum().to_numpy(), family_size=grouped["family_size"].max().to_numpy()
     )
@@ -185,8 +223,9 @@ def _correlations_over_seeds(table: pd.DataFrame, study: Study) -> pd.DataFrame:
 def _ridge_over_seeds(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     by = [*_BY_SCORER, "predictors", "estimator"]
     values = ("delta_r2", "r2_baseline", "r2_full", "r2_metrics", "p_delta", "p_delta_bh")
+    means = ("r2_metrics_low", "r2_metrics_high", "delta_r2_low", "delta_r2_high")
     family_size = table.groupby(by, sort=False)["family_size"].max().to_numpy()
-    return over_seeds(table, by, values, _planned(study)).assign(family_size=family_size)
+    return over_seeds(table, by, values, _planned(study), means=means, same=_SAME).assign(family_size=family_size)
 
 
 def _planned(study: Study) -> Callable[[Mapping[str, object]], Sequence[int]]:
@@ -262,4 +301,4 @@ def _write(layout: Layout, name: str, table: pd.DataFrame) -> None:
     if set(table.columns) != set(columns):
         difference = sorted(set(table.columns) ^ set(columns))
         raise RuntimeError(f"table {name} and its dictionary differ in: {', '.join(map(str, difference))}")
-    write_table(layout.statistics / f"{name}.csv", table[columns].replace([np.inf, -np.inf], np.nan))
+    write_statistics(layout.statistics, name, table[columns])

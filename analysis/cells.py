@@ -10,14 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from analysis import ridge
+from analysis.families import bh_by, decide
 from analysis.gates import REPORTED
+from analysis.interactions import interactions
 from analysis.measure import LOSS, RECONSTRUCTION, quantile_name
 from analysis.statistics import (
     MIN_IMAGES,
+    Correlations,
+    Estimator,
     correlate,
     exchanges,
     noise_ceiling,
@@ -107,11 +110,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellTables:
-    """What the analysis of one cell gives."""
+    """What the analysis of one cell gives.
 
+    Attributes:
+        sample: name of the sample.
+        correlations: a row per estimator, layer and metric.
+        ridge: a row per set of predictors.
+        epsilon_sweep: a row per estimator, layer and quantile.
+        interactions: a row per layer and metric; empty for images of one group.
+        largest: largest deviation of the correlations in every order [1 + B], by estimator; empty if no family is
+            larger than the cell.
+        largest_of_sweep: likewise of the sweep.
+    """
+
+    sample: str
     correlations: pd.DataFrame
     ridge: pd.DataFrame
     epsilon_sweep: pd.DataFrame
+    interactions: pd.DataFrame
+    largest: dict[str, np.ndarray]
+    largest_of_sweep: dict[str, np.ndarray]
 
 
 def prepare(name: str, rated: pd.DataFrame, score: str, analysis: Analysis) -> Sample:
@@ -147,10 +165,16 @@ def analyse_cell(cell: Cell, sample: Sample, analysis: Analysis) -> CellTables:
         analysis: settings of the study.
     """
     with threadpool_limits(1):  # cells run side by side; more threads in each only get in each other's way
+        correlations, largest = _correlations(cell.features, sample, analysis)
+        sweep, largest_of_sweep = _sweep(cell, sample, analysis)
         return CellTables(
-            correlations=cell.label(_correlations(cell.features, sample, analysis)),
+            sample=cell.sample,
+            correlations=cell.label(correlations),
             ridge=cell.label(_regressions(cell.features, sample, analysis)),
-            epsilon_sweep=cell.label(_sweep(cell, sample, analysis)),
+            epsilon_sweep=cell.label(sweep),
+            interactions=cell.label(interactions(cell.features, sample.rated, analysis)),
+            largest=largest,
+            largest_of_sweep=largest_of_sweep,
         )
 
 
@@ -163,22 +187,37 @@ def _why_no_regression(rated: pd.DataFrame, folds: int) -> str:
     return "constant ratings" if rated["score"].nunique() == 1 else ""
 
 
-def _correlations(features: pd.DataFrame, sample: Sample, analysis: Analysis) -> pd.DataFrame:
-    """Pearson, Spearman and partial correlations; each is a family of its own."""
-    plain = [
-        correlate(features, sample.score, sample.orders, estimator=estimator, confidence=analysis.confidence)
-        for estimator in ("pearson", "spearman")
-    ]
-    table = pd.concat([*plain, _partial(features, sample, analysis, plain[0])], ignore_index=True)
-    return _decide(table, analysis)
+def _correlations(
+    features: pd.DataFrame, sample: Sample, analysis: Analysis
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Pearson, Spearman and partial correlations and ξ, which are never in one family."""
+    found = {
+        estimator: correlate(
+            features,
+            sample.score,
+            sample.orders,
+            estimator=estimator,
+            confidence=analysis.confidence,
+            family=analysis.family,
+        )
+        for estimator in (*_RANKED, "xi")
+    }
+    found["partial"] = _partial(features, sample, analysis, found["pearson"].table)
+    return _together(found, analysis)
 
 
-def _decide(table: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
-    adjusted = table["p_bh" if analysis.correction == "bh" else "p_max_r"]
-    return table.assign(p_adjusted=adjusted, significant=adjusted <= 1 - analysis.confidence)
+_RANKED: tuple[Estimator, ...] = ("pearson", "spearman")
 
 
-def _partial(features: pd.DataFrame, sample: Sample, analysis: Analysis, pearson: pd.DataFrame) -> pd.DataFrame:
+def _together(found: dict[Estimator, Correlations], analysis: Analysis) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """The tables of several estimators as one, and what families larger than the cell have to know."""
+    table = pd.concat([one.table for one in found.values()], ignore_index=True)
+    is_larger = analysis.family == "study"
+    largest = {str(name): one.largest for name, one in found.items()} if is_larger else {}
+    return decide(table, analysis.correction, analysis.confidence), largest
+
+
+def _partial(features: pd.DataFrame, sample: Sample, analysis: Analysis, pearson: pd.DataFrame) -> Correlations:
     """Correlations of what the baseline leaves, fitted out of fold, of each metric and of the ratings."""
     refused = sample.reason or ("" if sample.confounds.shape[1] else "no covariate varies over these images")
     unusable = pearson["reason"].ne("").to_numpy()
@@ -192,17 +231,18 @@ def _partial(features: pd.DataFrame, sample: Sample, analysis: Analysis, pearson
         score = residualise(score[:, None], sample.confounds, folds)[:, 0]
         refused = "" if np.isfinite(score).all() else "the covariates explain the ratings entirely"
         values = values.mask(np.broadcast_to(bool(refused), values.shape))
-    table = correlate(
+    found = correlate(
         values,
         score,
         sample.orders,
         estimator="partial",
         confidence=analysis.confidence,
         num_covariates=sample.confounds.shape[1],
+        family=analysis.family,
     )
     explained = values.isna().all().to_numpy() & ~unusable
-    reasons = np.where(explained, refused or "the covariates explain this metric entirely", table["reason"])
-    return table.assign(reason=np.where(unusable, pearson["reason"], reasons))
+    reasons = np.where(explained, refused or "the covariates explain this metric entirely", found.table["reason"])
+    return found._replace(table=found.table.assign(reason=np.where(unusable, pearson["reason"], reasons)))
 
 
 def predictor_sets(
@@ -225,13 +265,8 @@ def _regressions(features: pd.DataFrame, sample: Sample, analysis: Analysis) -> 
     """A row per set of predictors; a set that cannot be judged keeps its row, with the reason."""
     sets = predictor_sets(features, analysis.epsilon.report, analysis.metrics)
     table = pd.DataFrame([{"predictors": name} | _regression(one, sample, analysis) for name, one in sets.items()])
-    known = table["reason"].eq("")
-    for p in ("p_delta", "p_metrics"):
-        table[f"{p}_bh"] = np.nan
-        if known.any():
-            table.loc[known, f"{p}_bh"] = stats.false_discovery_control(table.loc[known, p].astype(np.float64))
-    return table.assign(
-        family_size=int(known.sum()),
+    table = table.assign(family="study" if analysis.family == "study" else "cell")
+    return bh_by(table, ["family"], ["p_delta", "p_metrics"]).assign(
         estimator="pooled out-of-fold R²",
         n=len(sample.rated),
         folds=analysis.ridge.folds,
@@ -311,14 +346,21 @@ def _naive(metrics: np.ndarray, predicted: np.ndarray, score: np.ndarray, folds:
     return dict(zip(names, (*in_sample, *in_folds), strict=True))
 
 
-def _sweep(cell: Cell, sample: Sample, analysis: Analysis) -> pd.DataFrame:
+def _sweep(cell: Cell, sample: Sample, analysis: Analysis) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Correlations of L_ε at every quantile of the ε rule, with the ε and the mean share of units above it."""
-    tables = [
-        correlate(cell.sweep, sample.score, sample.orders, estimator=estimator, confidence=analysis.confidence)
-        for estimator in ("pearson", "spearman")
-    ]
-    table = _decide(pd.concat(tables, ignore_index=True), analysis)
+    found = {
+        estimator: correlate(
+            cell.sweep,
+            sample.score,
+            sample.orders,
+            estimator=estimator,
+            confidence=analysis.confidence,
+            family=analysis.family,
+        )
+        for estimator in _RANKED
+    }
+    table, largest = _together(found, analysis)
     names = {f"l_eps_fraction_{quantile_name(quantile)}": quantile for quantile in analysis.epsilon.quantiles}
     means = cell.sweep.mean().rename("mean_fraction").rename_axis(["layer", "metric"]).reset_index()
     table = table.assign(quantile=table["metric"].map(names)).merge(means, how="left", on=["layer", "metric"])
-    return table.merge(cell.epsilon[["layer", "quantile", "epsilon"]], how="left", on=["layer", "quantile"])
+    return table.merge(cell.epsilon[["layer", "quantile", "epsilon"]], how="left", on=["layer", "quantile"]), largest

@@ -35,20 +35,47 @@ _TEST: Columns = {
         "reconstruction; sharpness, gradient_norm",
         "",
     ),
-    "estimator": ("pearson; spearman; partial: Pearson's of what the covariates leave out of fold", ""),
+}
+_ESTIMATOR: Columns = {
+    "estimator": (
+        "pearson; spearman; partial: Pearson's of what the covariates leave out of fold; xi: Chatterjee's ξ of the "
+        "rating as a function of the metric (0: independent, 1: a function of any shape), which has no sign",
+        "",
+    ),
+}
+_FAMILY: Columns = {
+    "family": (
+        "what is corrected together, of one estimator and set of images (analysis.family): cell, the name of a metric "
+        "or of a layer (all of one model and seed), or study (all models and seeds)",
+        "",
+    ),
+    "family_size": ("number of tests of the family that could be made", "tests"),
 }
 _CORRELATION: Columns = {
     "n": ("number of images with a value of the metric", "images"),
     "estimate": ("correlation of metric and rating", "correlation"),
-    "ci_low": ("lower end of the interval at the study's level of confidence", "correlation"),
-    "ci_high": ("upper end of the interval", "correlation"),
-    "p_parametric": ("two-sided p of the t test; raw", "probability"),
-    "p_permutation": ("two-sided p by permutation within groups, (1 + #) / (1 + B); raw", "probability"),
+    "ci_low": (
+        "lower end of the interval at the study's level of confidence; none for ξ, whose asymptotic normality is "
+        "known under independence only, and which a bootstrap does not estimate (resampling makes ties)",
+        "correlation",
+    ),
+    "ci_high": ("upper end of the interval; likewise", "correlation"),
+    "expected": ("mean of the estimate over the permutations: what the groups alone make of it", "correlation"),
+    "p_parametric": (
+        "p without permutations, blind to groups and clusters; raw. pearson: two-sided, exact if metric and rating are "
+        "normal (t); spearman: two-sided, asymptotic (t); partial: two-sided, t with n − 2 − covariates degrees of "
+        "freedom, approximate because the residuals are out of fold; xi: one-sided, asymptotic (normal)",
+        "probability",
+    ),
+    "p_permutation": (
+        "p by permutation within groups, (1 + #) / (1 + B); two-sided, for xi one-sided (greater); raw",
+        "probability",
+    ),
     "p_bh": ("p_permutation adjusted by Benjamini-Hochberg over the family", "probability"),
-    "p_max_r": ("permutation p adjusted over the family by the largest deviation of r", "probability"),
+    "p_max_r": ("permutation p adjusted over the family by the largest deviation from `expected`", "probability"),
     "p_adjusted": ("the one of p_bh and p_max_r that the study decides by", "probability"),
     "significant": ("p_adjusted is at most 1 − confidence", "true or false"),
-    "family_size": ("number of tests that are corrected together: columns of one estimator in one cell", "tests"),
+    **_FAMILY,
     "reason": ("why there is no estimate; empty if there is one", ""),
 }
 _PREDICTORS: Columns = {
@@ -61,9 +88,53 @@ _PREDICTORS: Columns = {
 }
 
 
+_INTERACTION: Columns = {
+    "estimator": (
+        "Wald F test, in OLS of the rating on group × standardised metric and the other covariates, that the slope is "
+        "the same in all groups; errors HC3, or cluster-robust where a person or a picture is there several times",
+        "",
+    ),
+}
+_COMPARED: Columns = {
+    "num_groups": ("number of groups that are compared", "groups"),
+    "groups_left_out": ("groups left out, with their number of images: too few, or the metric does not vary", ""),
+}
+_PLACED: Columns = {
+    "base": ("the first of the models that are alike but for their constraints", ""),
+    "constraint": ("the sparsity constraint, without its place", ""),
+    "place": ("layers that the constraint holds for; none: the same model without it", ""),
+}
+_FAMILY_OVER_SEEDS: Columns = {
+    "family": _FAMILY["family"],
+    "family_size": ("number of tests of the family that could be made, the largest over the seeds", "tests"),
+}
+_OF_ALL_SEEDS: Columns = {
+    "num_significant": ("number of trainings in which it is significant after correction", "trainings"),
+    **_FAMILY_OVER_SEEDS,
+}
+
+
+def _ends(column: str, unit: str) -> Columns:
+    """Means of the ends of an interval."""
+    ends = {"low": "lower", "high": "upper"}
+    return {
+        f"{column}_{end}_mean": (f"mean over seeds of the {text} end of its interval", unit)
+        for end, text in ends.items()
+    }
+
+
 def _spread(column: str, meaning: str, unit: str) -> Columns:
     texts = {"mean": "mean", "sd": "standard deviation", "min": "smallest", "max": "largest"}
     return {f"{column}_{end}": (f"{text} over seeds of the {meaning}", unit) for end, text in texts.items()}
+
+
+def _mean_interval(column: str, meaning: str, unit: str, *, ends: str = "") -> Columns:
+    """A mean over the seeds, with the means of the ends of its interval."""
+    return {
+        column: (f"{meaning}; mean over the seeds", unit),
+        f"{ends or column}_low": ("lower end of its interval over the images; mean over the seeds", unit),
+        f"{ends or column}_high": ("upper end of its interval; mean over the seeds", unit),
+    }
 
 
 def _interval(column: str, meaning: str) -> Columns:
@@ -75,19 +146,51 @@ def _interval(column: str, meaning: str) -> Columns:
     }
 
 
+_SETS = (
+    "what is corrected together: cell (the sets of predictors of one model, seed and set of images), or study (those "
+    "of all models and seeds on one set of images); metric and layer say nothing of sets, and mean cell"
+)
+
 TABLES: dict[str, Columns] = {
-    "correlations": _WHERE | _TEST | _CORRELATION,
+    "correlations": _WHERE | _TEST | _ESTIMATOR | _CORRELATION,
     "correlations_over_seeds": _WHERE_OVER_SEEDS
     | _TEST
+    | _ESTIMATOR
     | _spread("estimate", "correlation", "correlation")
+    | _ends("ci", "correlation")
     | _spread("p_permutation", "raw permutation p", "probability")
     | _spread("p_adjusted", "adjusted p", "probability")
+    | _OF_ALL_SEEDS,
+    "interactions": _WHERE
+    | _TEST
+    | _INTERACTION
+    | {"n": ("number of images that are compared", "images")}
+    | _COMPARED
     | {
-        "num_significant": ("number of trainings in which it is significant after correction", "trainings"),
-        "family_size": ("number of tests that are corrected together, the largest over the seeds", "tests"),
+        "f": ("F of the interaction of group and metric", "F"),
+        "df_num": ("its degrees of freedom: number of groups less one", "degrees of freedom"),
+        "df_denom": (
+            "degrees of freedom of the denominator: of the residuals, or clusters less one",
+            "degrees of freedom",
+        ),
+        "p": ("p of F, asymptotic; raw", "probability"),
+        "p_bh": ("p adjusted by Benjamini-Hochberg over the family", "probability"),
+        "significant": ("p_bh is at most 1 − confidence", "true or false"),
+        **_FAMILY,
+        "reason": ("why there is no test; empty if there is one", ""),
     },
+    "interactions_over_seeds": _WHERE_OVER_SEEDS
+    | _TEST
+    | _INTERACTION
+    | _COMPARED
+    | _spread("f", "F of the interaction", "F")
+    | _spread("p", "raw p", "probability")
+    | _spread("p_bh", "adjusted p", "probability")
+    | _OF_ALL_SEEDS
+    | {"reason": ("why there is no test, in the first of the seeds; empty if there is one", "")},
     "epsilon_sweep": _WHERE
     | _TEST
+    | _ESTIMATOR
     | {
         "quantile": ("quantile of the non-zero magnitudes of training images that ε is", ""),
         "epsilon": ("ε of this layer; empty where each group's model has its own", "activation"),
@@ -110,15 +213,16 @@ TABLES: dict[str, Columns] = {
         "delta_r2_noise_low": ("5th percentile of Δ R² under permutation (noise floor)", "R²"),
         "delta_r2_noise_high": ("95th percentile of Δ R² under permutation (noise floor)", "R²"),
         "p_delta": ("p of Δ R²: residuals of the baseline permuted within groups, first division; raw", "probability"),
-        "p_delta_bh": ("p_delta adjusted by Benjamini-Hochberg over the sets of predictors of the cell", "probability"),
+        "p_delta_bh": ("p_delta adjusted by Benjamini-Hochberg over the family", "probability"),
     }
     | _interval("r2_metrics", "out-of-fold R² of the metrics alone")
     | {
         "r2_metrics_noise_low": ("5th percentile of r2_metrics, ratings permuted within groups (noise floor)", "R²"),
         "r2_metrics_noise_high": ("95th percentile of r2_metrics, likewise", "R²"),
         "p_metrics": ("p of r2_metrics: ratings permuted within groups, first division; raw", "probability"),
-        "p_metrics_bh": ("p_metrics adjusted by Benjamini-Hochberg over the sets of the cell", "probability"),
-        "family_size": ("number of sets of predictors that are corrected together", "tests"),
+        "p_metrics_bh": ("p_metrics adjusted by Benjamini-Hochberg over the family", "probability"),
+        "family": (_SETS, ""),
+        "family_size": ("number of tests of the family that could be made", "tests"),
         "noise_ceiling": ("largest R² that the raters' disagreement allows, by the best method at hand", "R²"),
         "r2_metrics_of_ceiling": ("r2_metrics / noise_ceiling", "fraction"),
         "smallest_detectable_r2": ("population R² that an F test of as many predictors finds in 80 % of cases", "R²"),
@@ -137,7 +241,30 @@ TABLES: dict[str, Columns] = {
     | _spread("r2_metrics", "R² of the metrics alone", "R²")
     | _spread("p_delta", "raw p of Δ R²", "probability")
     | _spread("p_delta_bh", "adjusted p of Δ R²", "probability")
-    | {"family_size": ("number of sets of predictors that are corrected together, the largest over seeds", "tests")},
+    | _ends("r2_metrics", "R²")
+    | _ends("delta_r2", "R²")
+    | {"family": (_SETS, ""), "family_size": _FAMILY_OVER_SEEDS["family_size"]},
+    "summary_constraint": _PLACED
+    | _WHERE_OVER_SEEDS
+    | _PREDICTORS
+    | _mean_interval("r2_metrics", "out-of-fold R² of the metrics alone", "R²")
+    | _mean_interval("delta_r2", "Δ R² over the covariates", "R²")
+    | {
+        "p_delta": ("raw p of Δ R², the largest over the seeds", "probability"),
+        "p_delta_bh": ("adjusted p of Δ R², the largest over the seeds", "probability"),
+        "family": (_SETS, ""),
+        "family_size": _FAMILY_OVER_SEEDS["family_size"],
+    },
+    "summary_layers": _PLACED
+    | _WHERE_OVER_SEEDS
+    | _TEST
+    | _ESTIMATOR
+    | _mean_interval("estimate", "correlation", "correlation", ends="ci")
+    | {
+        "p_permutation": ("raw permutation p, the largest over the seeds", "probability"),
+        "p_adjusted": ("adjusted p, the largest over the seeds", "probability"),
+        **_OF_ALL_SEEDS,
+    },
     "runs": {
         "run_id": ("id of the run: model, group, seed and the hash of what made it", ""),
         "model": ("name of the model in the study", ""),
@@ -169,7 +296,7 @@ TABLES: dict[str, Columns] = {
         "reason": ("why there is none; empty if there is one", ""),
     },
     "data_dictionary": {
-        "table": ("name of the file, without .csv", ""),
+        "table": ("name of the files, without .csv or .parquet", ""),
         "column": ("name of the column", ""),
         "meaning": ("what it holds", ""),
         "unit": ("its unit", ""),

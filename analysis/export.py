@@ -6,7 +6,7 @@
     metrics/<run>.csv        a row per image, layer and metric
     metrics/<run>.epsilon.csv
     training/<run>.csv       a row per epoch and phase: every term of the loss
-    statistics/*.csv         every table of the analysis; data_dictionary.csv explains each column
+    statistics/              every table of the analysis as CSV and Parquet; data_dictionary.csv explains each column
     figures/                 PNG and PDF; each says in its metadata what it shows
     report.html              the report, unless it shows protected images
     provenance.json          how each task ended: settings, inputs, commit, packages, host, seconds
@@ -28,6 +28,7 @@ import pandas as pd
 import yaml
 from PIL import Image
 
+from analysis.tablefiles import KINDS
 from analysis.tables import clusters
 from fluence import __version__
 from fluence.data.covariates import NAMES
@@ -47,7 +48,7 @@ _CONTENTS = {
     "images.csv": "a row per rated image: id, group, cluster of duplicates, covariates",
     "metrics/": "a row per image, layer and metric for each run; the ε of each layer",
     "training/": "a row per epoch and phase for each run: every term of the loss",
-    "statistics/": "every table of the analysis; data_dictionary.csv explains each column",
+    "statistics/": "every table of the analysis as CSV and Parquet; data_dictionary.csv explains each column",
     "figures/": "PNG and PDF; title, caption and what is shown are in their metadata",
     "report.html": "the report; it needs no other file",
     "provenance.json": "how each task ended: settings, inputs, commit, packages, host, seconds",
@@ -108,7 +109,7 @@ def _write(
     write_text(folder / "study.yaml", _study_text(study))
     _export_images(study, layout, folder, done)
     _export_runs(layout, runs, folder, done)
-    for path in sorted(layout.statistics.glob("*.csv")):
+    for path in sorted(path for kind in KINDS for path in layout.statistics.glob(f"*{kind}")):
         _copy(path, folder / "statistics" / path.name)
     _export_figures(study, layout, folder, done)
     outcomes = {f"{stage}/{name}": layout.outcome(stage, name) for stage, name in tasks}

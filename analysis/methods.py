@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from analysis import constraints, measures, networks, optimisation, typicality_words
+from analysis import constraints, families, measures, networks, optimisation, typicality_words
 from analysis.kinds import (
     circular,
     code_terms,
@@ -57,6 +57,9 @@ _SOURCES = {
     "delta": "Freedman D, Lane D (1983). A nonstochastic interpretation of reported significance levels. "
     "J Bus Econ Stat 1:292–298.",
     "bh": "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate. J R Stat Soc B 57:289–300.",
+    "xi": "Chatterjee S (2021). A new coefficient of correlation. J Am Stat Assoc 116:2009–2022.",
+    "hc3": "MacKinnon JG, White H (1985). Some heteroskedasticity-consistent covariance matrix estimators with "
+    "improved finite sample properties. J Econom 29:305–325.",
     "max-r": "Westfall PH, Young SS (1993). Resampling-based multiple testing. Wiley.",
     **measures.SOURCES,
     **networks.SOURCES,
@@ -292,9 +295,13 @@ def _statistics(study: Study, facts: Facts) -> str:
     }[analysis.correction]
     return (
         f"Each metric was correlated with the ratings (Pearson, Spearman, and Pearson of what linear regression on the "
-        f"confounds leaves of both out of fold: partial correlation). p-values rest on "
+        f"confounds leaves of both out of fold: partial correlation; and Chatterjee's ξ of the rating as a function of "
+        f"the metric, one-sided, Chatterjee 2021). p-values rest on "
         f"{analysis.permutations:,} permutations of the ratings within groups, (1 + #)/(1 + B) (Phipson & Smyth 2010); "
-        f"{decides} decides what is called significant at level {1 - analysis.confidence:.2g}. "
+        f"{decides} decides what is called significant at level {1 - analysis.confidence:.2g}. Tests were corrected "
+        f"over {families.WORDS[analysis.family]}. Whether the slope of a metric differs between groups was tested on "
+        f"pooled images by the Wald F of group × metric beside the other confounds, with HC3 errors (MacKinnon & White "
+        f"1985), or cluster-robust ones where a person or a picture is there several times. "
         f"Predictive power is the pooled out-of-fold R², 1 − Σ(y − ŷ)²/Σ(y − ȳ)², of ridge regression (Hoerl & Kennard "
         f"1970) on standardised predictors, its penalty chosen inside each training fold; {ridge.folds} shuffled "
         f"folds, stratified by group, with the images of a person and duplicates kept on one side, and "
@@ -316,7 +323,16 @@ def _software(facts: Facts) -> str:
 def _references(study: Study) -> tuple[str, ...]:
     models = _used(study)
     terms = [term.loss for model in models for term in model.reconstruction]
-    cited = [*measures.cited(study.analysis), "ssim", "ridge", "permutation", "delta", study.analysis.correction]
+    cited = [
+        *measures.cited(study.analysis),
+        "ssim",
+        "ridge",
+        "permutation",
+        "delta",
+        "xi",
+        "hc3",
+        study.analysis.correction,
+    ]
     cited += networks.cited(models)
     cited += ["lpips"] if "lpips" in terms or study.record.lpips else []
     compared = {term.network.kind for model in models for term in model.reconstruction if isinstance(term, DfcLoss)}

@@ -1,4 +1,4 @@
-"""Correlations with intervals, permutation tests and corrections; noise ceiling, power, and spread over seeds.
+"""Correlations with intervals and permutation tests; noise ceiling and power.
 
 Permutations exchange ratings within groups, so that what a metric knows about group means counts for nothing, and
 they move clusters (a person's photos, duplicates) as wholes among clusters of the same make-up.
@@ -6,8 +6,7 @@ they move clusters (a person's photos, duplicates) as wholes among clusters of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,13 +14,16 @@ from scipy import optimize, stats
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
-Estimator = Literal["pearson", "spearman", "partial"]
+from analysis.families import deviation, families_of, permutation_p, within_cell
+from fluence.study import Family
+
+Estimator = Literal["pearson", "spearman", "partial", "xi"]
 
 MIN_IMAGES = 30
 """Fewer images than this give no statistic, only a row that says so."""
 
-_TIES = 1e-12  # two statistics closer than this are the same permutation, computed in another order
 _BATCH = 1000  # permutations held in memory at one time
+_XI_BATCH = 250  # likewise for ξ, whose ranks then stay in the processor's cache
 _SPLITS = 100  # random halvings of the raters
 
 
@@ -75,23 +77,59 @@ def permuted_correlations(columns: np.ndarray, score: np.ndarray, orders: np.nda
     return np.concatenate(correlations)
 
 
-def permutation_p(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two-sided permutation p of each column, and the same corrected for all columns by the largest deviation.
+def permuted_xi(columns: np.ndarray, score: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """Chatterjee's ξ of the score as a function of every column, in every order, where the column has a value.
 
-    A correlation counts by its distance from the mean over all orders, which differs from zero where groups differ.
+    In the order of the column, ξ = 1 − n Σ |r_(i+1) − r_i| / (2 Σ l_i (n − l_i)), r_i the number of scores at most as
+    large, l_i the number at least as large. Equal values of a column are put in a random order, always the same one.
 
     Args:
-        correlations: [1 + B, p], the first row as observed, from `permuted_correlations`.
+        columns: float64 [n, p], NaN where an image has no value.
+        score: float64 [n].
+        orders: int [1 + B, n], from `exchanges`.
 
     Returns:
-        (1 + #) / (1 + B) for each column, and its max-|r| adjusted value: float64 [p] each.
+        float64 [1 + B, p].
 
-    Source: Phipson & Smyth 2010 (the estimate of p); Westfall & Young 1993 (max-|r|, single step).
+    Source: Chatterjee 2021, equation 1.2; as `scipy.stats.chatterjeexi`.
     """
-    deviations = np.abs(correlations - correlations.mean(axis=0))
-    observed = deviations[0] - _TIES
-    largest = deviations.max(axis=1)
-    return (deviations >= observed).mean(axis=0), (largest[:, None] >= observed).mean(axis=0)
+    xi = np.empty((len(orders), columns.shape[1]))
+    patterns, which = np.unique(np.isfinite(columns), axis=1, return_inverse=True)
+    for number, rows in enumerate(patterns.T):
+        members = np.flatnonzero(np.ravel(which) == number)
+        ascending = [np.argsort(untied(columns[rows, member])) for member in members]
+        for start in range(0, len(orders), _XI_BATCH):
+            permuted = score[orders[start : start + _XI_BATCH]][:, rows].T  # [images, orders]
+            ranks = stats.rankdata(permuted, method="max", axis=0).astype(np.int32)
+            above = stats.rankdata(-permuted, method="max", axis=0)
+            spread = 2 * (above * (len(above) - above)).sum(axis=0)
+            for member, order in zip(members, ascending, strict=True):
+                steps = np.abs(np.diff(ranks[order], axis=0)).sum(axis=0, dtype=np.int64)
+                xi[start : start + _XI_BATCH, member] = 1 - len(order) * steps / spread
+    return xi
+
+
+def untied(column: np.ndarray) -> np.ndarray:
+    """Ranks of the values without ties: equal values are put in a random order, always the same one, float64 [n].
+
+    Source: Chatterjee 2021, who breaks ties at random; scipy leaves them in the order of its sort.
+    """
+    mixed = np.random.default_rng(0).permutation(len(column))
+    ranks = np.empty(len(column))
+    ranks[mixed] = stats.rankdata(column[mixed], method="ordinal")
+    return ranks
+
+
+class Correlations(NamedTuple):
+    """The correlations of a cell by one estimator.
+
+    Attributes:
+        table: a row per column.
+        largest: largest deviation of all columns in every order, float64 [1 + B]; −∞ where nothing could be tested.
+    """
+
+    table: pd.DataFrame
+    largest: np.ndarray
 
 
 def correlate(
@@ -102,20 +140,26 @@ def correlate(
     estimator: Estimator,
     confidence: float,
     num_covariates: int = 0,
-) -> pd.DataFrame:
-    """Correlates every metric of every layer with the score; the columns of `features` are the family.
+    family: Family = "cell",
+) -> Correlations:
+    """Correlates every metric of every layer with the score.
+
+    A statistic is tested by its distance from its mean over all orders, which differs from zero where groups differ.
 
     Args:
         features: image × (layer, metric); for `partial`, what the baseline leaves of it.
         score: float64 [n]; for `partial`, what the baseline leaves of it.
         orders: from `exchanges`.
-        estimator: `pearson`; `spearman`; or `partial`, Pearson's of residuals with fewer degrees of freedom.
+        estimator: `pearson`; `spearman`; `partial`, Pearson's of residuals with fewer degrees of freedom; or `xi`,
+            Chatterjee's ξ of the score as a function of the metric.
         confidence: level of the intervals.
         num_covariates: columns of the baseline; only for `partial`.
+        family: which columns are corrected together.
 
     Returns:
-        A row per column: layer, metric, estimator, n, estimate, ci_low, ci_high, p_parametric, p_permutation, p_bh,
-        p_max_r, family_size, reason. A column that cannot be tested keeps its row, with NaN and the reason.
+        A row per column: layer, metric, estimator, n, estimate, ci_low, ci_high, expected, p_parametric, p_permutation,
+        p_bh, p_max_r, family, family_size, reason. A column that cannot be tested keeps its row, with NaN and the
+        reason.
     """
     values = features.to_numpy(dtype=np.float64)
     rows = [_estimate(column, score, estimator, confidence, num_covariates) for column in values.T]
@@ -123,15 +167,25 @@ def correlate(
     table.insert(0, "layer", [layer for layer, _ in features.columns])
     table.insert(1, "metric", [metric for _, metric in features.columns])
     table.insert(2, "estimator", estimator)
-    table[["p_permutation", "p_bh", "p_max_r"]] = np.nan
+    table = table.assign(family=families_of(list(features.columns), family), expected=np.nan, p_permutation=np.nan)
     usable = table["reason"].eq("").to_numpy()
+    away, largest = np.empty((len(orders), 0)), np.full(len(orders), -np.inf)
     if usable.any():
-        ranked = estimator == "spearman"
-        tested = stats.rankdata(values[:, usable], axis=0, nan_policy="omit") if ranked else values[:, usable]
-        p, p_max = permutation_p(permuted_correlations(tested, stats.rankdata(score) if ranked else score, orders))
-        table.loc[usable, "p_permutation"], table.loc[usable, "p_max_r"] = p, p_max
-        table.loc[usable, "p_bh"] = stats.false_discovery_control(p)
-    return table.assign(family_size=int(usable.sum()))
+        statistics = _permuted(values[:, usable], score, orders, estimator)
+        expected = statistics.mean(axis=0)
+        away = deviation(statistics - expected, estimator)
+        largest = away.max(axis=1)
+        table.loc[usable, "expected"], table.loc[usable, "p_permutation"] = expected, permutation_p(away[0], away)
+    return Correlations(within_cell(table, away), largest)
+
+
+def _permuted(columns: np.ndarray, score: np.ndarray, orders: np.ndarray, estimator: Estimator) -> np.ndarray:
+    """The statistic of each column in every order, float64 [1 + B, p]."""
+    if estimator == "xi":
+        return permuted_xi(columns, score, orders)
+    if estimator == "spearman":
+        columns, score = stats.rankdata(columns, axis=0, nan_policy="omit"), stats.rankdata(score)
+    return permuted_correlations(columns, score, orders)
 
 
 def _estimate(
@@ -146,12 +200,15 @@ def _estimate(
         reason = f"{len(x)} images for {num_covariates} covariates"
     if reason:
         return result | dict.fromkeys(("estimate", "ci_low", "ci_high", "p_parametric"), np.nan) | {"reason": reason}
+    low = high = np.nan
     if estimator == "pearson":
         found = stats.pearsonr(x, y)
         estimate, p, (low, high) = found.statistic, found.pvalue, found.confidence_interval(confidence)
     elif estimator == "spearman":
         estimate, p = stats.spearmanr(x, y)
         low, high = fisher_interval(estimate, np.sqrt((1 + estimate**2 / 2) / (len(x) - 3)), confidence)
+    elif estimator == "xi":
+        estimate, p = stats.chatterjeexi(untied(x), y)
     else:
         estimate = stats.pearsonr(x, y).statistic
         freedom = len(x) - 2 - num_covariates
@@ -283,39 +340,3 @@ def _mean_over(ratings: np.ndarray) -> np.ndarray:
     """Mean of the raters of each image; NaN without any."""
     seen = np.isfinite(ratings)
     return np.where(seen, ratings, 0.0).sum(axis=1) / np.where(seen.any(axis=1), seen.sum(axis=1), np.nan)
-
-
-def over_seeds(
-    table: pd.DataFrame,
-    by: Sequence[str],
-    values: Sequence[str],
-    planned: Callable[[Mapping[str, object]], Sequence[int]],
-) -> pd.DataFrame:
-    """Mean, standard deviation, smallest and largest value over trainings that differ only in their seed.
-
-    Args:
-        table: a row per seed.
-        by: columns that tell the trainings apart but for their seed.
-        values: columns to sum up, as `<value>_mean`, `_sd`, `_min`, `_max`; the sd of a single seed is NaN.
-        planned: from the values of `by` to the seeds that there should be.
-
-    Returns:
-        A row per combination of `by`, in their first order, with num_seeds (those with an estimate), missing_seeds
-        (those planned without one, as text) and n (smallest).
-    """
-    grouped = table.groupby(list(by), sort=False, dropna=False)
-    result = grouped.agg(num_seeds=(values[0], "count"), n=("n", "min"))
-    done = table.assign(seed=table["seed"].where(table[values[0]].notna())).groupby(list(by), sort=False, dropna=False)
-    missing = [
-        ", ".join(str(seed) for seed in planned(dict(zip(by, _as_tuple(where), strict=True))) if seed not in set(seeds))
-        for where, seeds in done["seed"]
-    ]
-    result.insert(1, "missing_seeds", missing)
-    for value in values:
-        for name, statistic in (("mean", "mean"), ("sd", "std"), ("min", "min"), ("max", "max")):
-            result[f"{value}_{name}"] = grouped[value].agg(statistic)
-    return result.reset_index()
-
-
-def _as_tuple(key: object) -> tuple[object, ...]:
-    return key if isinstance(key, tuple) else (key,)

@@ -48,7 +48,7 @@ def check(study: Study, layout: Layout, *, strict: bool = False) -> Report:
     findings += [*models, *look_for_weights(study), *_device(study), *_output(layout)]
     if rated is not None and training is not None and not Report(tuple(models)).has_errors:
         sizes = {**training.table["group"].value_counts(), ALL: len(training.table)}
-        findings += _cost(estimate(study, sizes, len(rated.table)), layout)
+        findings += _cost(study, estimate(study, sizes, len(rated.table)), layout)
     return Report(tuple(findings))
 
 
@@ -367,10 +367,11 @@ def disk_finding(cost: Estimate, layout: Layout) -> Finding:
     return Finding("ok", "disk", needed)
 
 
-def _cost(cost: Estimate, layout: Layout) -> Findings:
+def _cost(study: Study, cost: Estimate, layout: Layout) -> Findings:
     yield disk_finding(cost, layout)
     if not cost.runs:
-        hint = "write a smaller min_group_size under data, or `groups: [all]` under grid"
+        other = "add training images" if ALL in study.group_names else "write `groups: [all]` under grid"
+        hint = f"write a smaller min_group_size under data, or {other}"
         yield Finding("error", "grid", "no group has enough training images; nothing would be trained", hint)
         return
     longest = max(cost.runs, key=lambda run: run.hours)

@@ -9,6 +9,7 @@ from analysis.report import findings, record
 from analysis.report.caveats import caveats
 from analysis.report.comparisons import comparisons
 from analysis.report.evidence import Evidence, gather
+from analysis.report.groups import groups
 from analysis.report.models import models
 from analysis.report.page import Page, render
 from analysis.report.summary import summarise
@@ -45,7 +46,7 @@ def _page(evidence: Evidence) -> Page:
     sections = (
         findings.metrics(evidence, summary),
         findings.regression(evidence, summary),
-        findings.groups(evidence, summary),
+        groups(evidence, summary),
         models(evidence),
         *comparisons(evidence, summary),
         record.rated_images_section(evidence),

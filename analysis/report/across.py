@@ -38,13 +38,14 @@ from analysis.report.summary import (
     summarise,
     untrained_models,
 )
+from analysis.tablefiles import read_statistics, write_statistics
 from fluence import __version__
 from fluence.errors import StudyError
 from fluence.layout import Layout, Run, RunRow
-from fluence.store.files import read_table, write_table, write_text
+from fluence.store.files import write_text
 from fluence.studyfile import load_study
 
-_ESTIMATORS = {"pearson": "Pearson", "spearman": "Spearman", "partial": "partial"}
+_ESTIMATORS = {"pearson": "Pearson", "spearman": "Spearman", "partial": "partial", "xi": "Chatterjee's ξ"}
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def compare(layouts: Sequence[Layout], target: Layout) -> tuple[str, ...]:
         caveats=caveats,
         sections=sections,
     )
-    write_table(target.statistics / "ridge.csv", regressions)
-    write_table(target.statistics / "correlations.csv", correlations)
+    write_statistics(target.statistics, "ridge", regressions)
+    write_statistics(target.statistics, "correlations", correlations)
     write_text(target.report_page, render(page))
     return (*lines, *(f"note: {caveat.text}" for caveat in caveats), f"report   {target.report_page}")
 
@@ -106,11 +107,10 @@ def _sides(layouts: Sequence[Layout]) -> list[Side]:
         raise StudyError("compare takes two studies or more: fluence compare faces.yaml animals.yaml")
     sides = []
     for layout in layouts:
-        listing = layout.statistics / "runs.csv"
-        if not listing.exists():
+        if not (layout.statistics / "runs.parquet").exists():
             raise StudyError(f"{layout.root}: there are no statistics yet; run the study first, or: fluence report")
         study = load_study(layout.study)
-        runs = [_run_row(row) for row in read_table(listing).to_dict("records")]
+        runs = [_run_row(row) for row in read_statistics(layout.statistics, "runs").to_dict("records")]
         evidence = gather(study, layout, runs)
         sides.append(Side(study.name, evidence, summarise(evidence)))
     names = [side.name for side in sides]
@@ -121,7 +121,7 @@ def _sides(layouts: Sequence[Layout]) -> list[Side]:
 
 def _run_row(row: dict[Any, Any]) -> RunRow:
     run = Run(row["model"], row["trained_on"], row["seed"], row["run_id"])
-    return RunRow(run, row["status"], "" if pd.isna(row["reason"]) else row["reason"])
+    return RunRow(run, row["status"], row["reason"])
 
 
 def regressions_of(sides: Sequence[Side]) -> pd.DataFrame:
@@ -322,7 +322,7 @@ def _correlation_items(sides: Sequence[Side], table: pd.DataFrame) -> Iterator[I
     for estimator, name in _ESTIMATORS.items():
         rows = table[table["estimator"] == estimator]
         if len(rows):
-            yield _correlation_table(sides, rows, f"{name} correlations with the ratings, by study")
+            yield _correlation_table(sides, rows, f"{name}: correlations with the ratings, by study")
 
 
 def _correlation_table(sides: Sequence[Side], rows: pd.DataFrame, caption: str) -> Table:

@@ -12,6 +12,7 @@ from analysis import figures
 from analysis.gates import REPORTED
 from analysis.measure import RECONSTRUCTION
 from analysis.report.compared import Case, case_of
+from analysis.report.constrained import constraint_tables
 from analysis.report.evidence import Evidence, compared_strips, run_means
 from analysis.report.page import (
     NOTHING,
@@ -60,6 +61,7 @@ def _items(case: Case) -> Iterator[Item]:
     yield _loss_table(case)
     yield _metric_table(case)
     yield _gain_table(case)
+    yield from constraint_tables(case)
     yield from _layers(case)
     yield Text(_reading(case), heading="How to read this")
 

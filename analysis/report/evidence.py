@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures import Strip
+from analysis.tablefiles import read_statistics
 from analysis.tables import rated_images
 from fluence.errors import FluenceError
 from fluence.layout import Layout, Run, RunRow
@@ -25,13 +26,15 @@ TABLES = (
     "correlations_over_seeds",
     "ridge",
     "ridge_over_seeds",
+    "interactions_over_seeds",
+    "summary_constraint",
+    "summary_layers",
     "epsilon_sweep",
     "runs",
     "coverage",
     "noise_ceiling",
     "data_dictionary",
 )
-_TEXTS = {"reason", "note", "missing_runs", "missing_seeds", "left_out", "unit", "meaning"}
 _SAMPLES_SHOWN = 10
 _RUN_STAGES = ("train", "extract", "measure")
 _CURVE_COLUMNS = ["model", "group", "seed", "run_id", "phase", "epoch", "term", "value"]
@@ -96,7 +99,7 @@ def gather(study: Study, layout: Layout, runs: list[RunRow]) -> Evidence:
     evidence = Evidence(study, layout, runs)
     for name in TABLES:
         try:
-            evidence.tables[name] = _with_texts(read_table(layout.statistics / f"{name}.csv"))
+            evidence.tables[name] = read_statistics(layout.statistics, name)
         except FluenceError as error:
             evidence.note(_short(error, layout))
     for name in dict.fromkeys((study.data.training, study.data.rated)):
@@ -108,14 +111,6 @@ def gather(study: Study, layout: Layout, runs: list[RunRow]) -> Evidence:
     evidence.curves = pd.DataFrame(rows, columns=_CURVE_COLUMNS)
     evidence.outcomes = list(_outcomes(evidence))
     return evidence
-
-
-def _with_texts(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with its columns of text as text, also where CSV left them empty."""
-    texts = {
-        name: table[name].astype(object).where(table[name].notna(), "").astype(str) for name in _TEXTS & set(table)
-    }
-    return table.assign(**texts)
 
 
 def _short(error: FluenceError, layout: Layout) -> str:

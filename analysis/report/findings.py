@@ -1,21 +1,22 @@
-"""The chapters on the results: single metrics, regression, groups."""
+"""The chapters on the results: single metrics, regression."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 
 from analysis import figures
+from analysis.families import WORDS
 from analysis.measure import LOSS, RECONSTRUCTION
 from analysis.report.evidence import Evidence, metric_quantiles, metrics_of
-from analysis.report.page import NOTHING, Cell, Item, Section, Table, Text, cell, drawn, interval, p_value
+from analysis.report.page import NOTHING, Cell, Item, Section, Table, Text, cell, drawn, interval, p_value, sortable
 from analysis.report.summary import (
     ALL_IMAGES,
     GENERAL,
     LOSS_NAMES,
-    POOLED,
     PREDICTOR_NAMES,
     Summary,
     error_names,
@@ -26,11 +27,10 @@ from analysis.report.summary import (
     seeds_done,
     untrained_models,
 )
-from fluence.study import OWN_GROUP
+from analysis.statistics import Estimator
 
 _PER_FIGURE = 3
 _ERRORS, _LOSS = "errors", "loss"
-_DECIMALS = 3
 
 
 def key_items(evidence: Evidence, summary: Summary) -> list[Item]:
@@ -108,19 +108,6 @@ def regression(evidence: Evidence, summary: Summary) -> Section:
     return Section("regression", "Regression", [*items, *_naive(evidence, rows)])
 
 
-def groups(evidence: Evidence, summary: Summary) -> Section:
-    """Correlation in each group, and general against specialised models on the same images."""
-    table = summary.correlations
-    specialised = [group for group in evidence.study.group_names if group != ALL_IMAGES]
-    if not specialised:
-        text = "No group has a model of its own in this study, so groups were not analysed one by one."
-        return Section("groups", "Groups", [Text(text)])
-    if table.empty:
-        return Section("groups", "Groups", [Text("No group could be analysed.", missing=True)])
-    items = [item for model in evidence.study.model_names for item in _forest(evidence, summary, model)]
-    return Section("groups", "Groups", [*items, *_specialised(evidence, summary)])
-
-
 def _colours(evidence: Evidence) -> dict[str, str]:
     """One colour per model through the whole report."""
     return figures.colour_of(evidence.study.model_names)
@@ -180,13 +167,19 @@ def _by_layer(evidence: Evidence, summary: Summary, estimator: str, title: str) 
             f"correlations-{estimator}-{number}",
             title,
             "Thin lines: interval over the images; thick lines: range over the seeds; filled: significant after "
-            f"correction in every seed. n = {table['n'].min():,.0f} images. {expected_words(present)}"
+            f"correction in every seed, {corrected_over(evidence)}. n = {table['n'].min():,.0f} images. "
+            f"{expected_words(present)}"
             f"{incomplete(evidence, table[table['model'].isin(chunk)])}",
             figures.correlations_by_layer,
             table[table["model"].isin(chunk)],
             present,
             _colours(evidence),
         )
+
+
+def corrected_over(evidence: Evidence) -> str:
+    """What is corrected together, to follow a comma."""
+    return f"corrected over {WORDS[evidence.study.analysis.family]}"
 
 
 def _scatter(evidence: Evidence, summary: Summary) -> Iterator[Item]:
@@ -260,11 +253,12 @@ def _distributions(evidence: Evidence) -> Iterator[Item]:
 
 
 def _correlation_table(evidence: Evidence, summary: Summary) -> Iterator[Item]:
-    pieces = [summary.general_correlations(estimator) for estimator in ("pearson", "spearman", "partial")]
+    pieces = [summary.general_correlations(estimator) for estimator in get_args(Estimator)]
     table = pd.concat(pieces, ignore_index=True)
     if table.empty:
         return
-    columns = ("model", "layer", "metric", "estimator", "n", "seeds", "r", "interval", "seeds from … to", "p adjusted")
+    columns = ("model", "layer", "metric", "estimator", "n", "seeds", "r or ξ", "interval", "seeds from … to")
+    columns += ("p adjusted", "family size")
     names = {**reported_metrics(evidence), **error_names(evidence), **LOSS_NAMES}
     rows = []
     for _, row in table.iterrows():
@@ -278,23 +272,23 @@ def _correlation_table(evidence: Evidence, summary: Summary) -> Iterator[Item]:
         counts = [cell(int(row["n"])), Cell(seeds, float(row["num_seeds"]))]
         numbers = [
             cell(float(row["r"])),
-            Cell(interval(row["ci_low"], row["ci_high"]), _sortable(row["ci_low"])),
+            Cell(interval(row["ci_low"], row["ci_high"]), sortable(row["ci_low"])),
             _over_seeds(row, "r_min", "r_max"),
-            Cell(p_value(row["p"]), _sortable(row["p"])),
+            Cell(p_value(row["p"]), sortable(row["p"])),
+            cell(int(row["family_size"])),
         ]
         rows.append((*words, *counts, *numbers))
-    caption = "Every correlation on all rated images, means over the seeds; p is the largest over the seeds"
+    caption = (
+        "Every correlation on all rated images, means over the seeds; p is the largest over the seeds, "
+        f"{corrected_over(evidence)}. ξ of the rating as a function of the metric has no sign and no interval"
+    )
     yield Table(caption, columns, tuple(rows), file="../statistics/correlations_over_seeds.csv", folded=True)
 
 
 def _over_seeds(row: pd.Series, low: str, high: str) -> Cell:
     """Smallest and largest value over the seeds; a dash if there is only one."""
     text = interval(row[low], row[high]) if row["num_seeds"] > 1 else NOTHING
-    return Cell(text, _sortable(row[low]))
-
-
-def _sortable(value: float) -> float:
-    return float(value) if np.isfinite(value) else 2.0
+    return Cell(text, sortable(row[low]))
 
 
 def _naive(evidence: Evidence, rows: pd.DataFrame) -> Iterator[Item]:
@@ -333,62 +327,3 @@ def _naive(evidence: Evidence, rows: pd.DataFrame) -> Iterator[Item]:
         for _, row in rows.iterrows()
     ]
     yield Table("R² of all metrics alone by estimator", columns, tuple(lines), file="../statistics/ridge.csv")
-
-
-def _forest(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
-    """The model's most correlated metric in every group."""
-    general = summary.general_correlations("pearson")
-    general = general[general["model"] == model].dropna(subset=["r"])
-    if general.empty or model in untrained_models(evidence):
-        return
-    top = general.loc[general["r"].abs().idxmax()]
-    table = summary.correlations
-    same = (table["model"] == model) & (table["layer"] == top["layer"]) & (table["metric"] == top["metric"])
-    rows = table[same & (table["estimator"] == "pearson")].dropna(subset=["r"])
-    order = {name: place for place, name in enumerate((ALL_IMAGES, *evidence.study.group_names))}
-    place = rows["subset"].map(order).fillna(len(order) + rows["subset"].str.len())  # pools last, the largest first
-    rows = rows.assign(place=place).sort_values("place", kind="stable")
-    rows = rows.assign(group=rows["subset"].replace({ALL_IMAGES: "all images"}))
-    name = metric_name(evidence, top["layer"], top["metric"])
-    yield drawn(
-        evidence.layout,
-        f"groups-{model}",
-        f"{name} in {model}, by group.",
-        "Correlation with the ratings among the images of each group (n in brackets), for the model of all groups and "
-        "for the groups' own models; intervals over images, means over seeds. The metric is the most correlated "
-        f"over all images, chosen after the fact: exploratory.{incomplete(evidence, rows)}",
-        figures.forest,
-        rows,
-        name,
-    )
-
-
-def _specialised(evidence: Evidence, summary: Summary) -> Iterator[Item]:
-    """General and specialised scorers, on the same images."""
-    table = summary.ridge
-    rows = table[table["subset"].str.startswith(POOLED)].dropna(subset=["delta"]) if not table.empty else table
-    if rows.empty:
-        yield Text("Fewer than two groups have finished models of their own: there is no comparison.", missing=True)
-        return
-    keys = ["model", "subset", "predictors"]
-    values = ["delta", "ci_low", "ci_high", "n", "num_seeds"]
-    wide = rows.pivot_table(index=keys, columns="scorer", values=values, sort=False)
-    lines = []
-    for (model, subset, predictors), row in wide.iterrows():
-        cells = [cell(model), cell(PREDICTOR_NAMES.get(predictors, predictors)), cell(subset)]
-        cells.append(cell(int(max(row.get(("n", scorer), 0) for scorer in (GENERAL, OWN_GROUP)))))
-        num_seeds = min(row.get(("num_seeds", scorer), 0) for scorer in (GENERAL, OWN_GROUP))
-        cells.append(Cell(seeds_done(evidence, num_seeds, str(model), OWN_GROUP), num_seeds))
-        for scorer in (GENERAL, OWN_GROUP):
-            low, high = row.get(("ci_low", scorer), np.nan), row.get(("ci_high", scorer), np.nan)
-            delta = row.get(("delta", scorer), np.nan)
-            cells += [cell(float(delta), _DECIMALS), Cell(interval(low, high), _sortable(low))]
-        lines.append(tuple(cells))
-    columns = ("model", "metrics used", "images", "n", "seeds")
-    columns += ("Δ R² general", "interval", "Δ R² own group", "interval")
-    yield Table(
-        "One model for all groups against each group's own model, on the same images (means over the seeds)",
-        columns,
-        tuple(lines),
-        file="../statistics/ridge_over_seeds.csv",
-    )

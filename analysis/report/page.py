@@ -236,6 +236,11 @@ def cell(value: object, digits: int = 3) -> Cell:
     return Cell(f"{int(value):,}".replace("-", "−") if whole else number(value, digits), value)
 
 
+def sortable(value: float) -> float:
+    """What a probability or a correlation is sorted by: itself, above all others if it is missing."""
+    return float(value) if math.isfinite(value) else 2.0
+
+
 def counted(count: int, noun: str) -> str:
     """`1 run`, `1,200 runs`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

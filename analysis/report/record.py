@@ -78,7 +78,7 @@ def methods(evidence: Evidence) -> Section:
 def dictionary(evidence: Evidence) -> Section:
     """What the columns of the tables mean."""
     table = evidence.table("data_dictionary")
-    lead = Text("All numbers of this report are in CSV files in the folder statistics/, beside report/.")
+    lead = Text("All numbers of this report are in CSV and Parquet files in the folder statistics/, beside report/.")
     if table.empty:
         return Section("tables", "Tables", [lead, Text("There is no data dictionary.", missing=True)])
     rows = tuple(tuple(cell(value) for value in row) for row in table.itertuples(index=False))

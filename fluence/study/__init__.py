@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fluence.errors import StudyError
-from fluence.study.analysis import Analysis, Epsilon, Metric, Ridge, SparsityMetrics
+from fluence.study.analysis import Analysis, Correction, Epsilon, Family, Metric, Ridge, SparsityMetrics
 from fluence.study.data import (
     CfdDataset,
     CsvDataset,
@@ -82,6 +82,7 @@ __all__ = [
     "CfdDataset",
     "Comparison",
     "ConvLatent",
+    "Correction",
     "CsvDataset",
     "Data",
     "Dataset",
@@ -91,6 +92,7 @@ __all__ = [
     "Epsilon",
     "FaceFeatures",
     "FairFaceDataset",
+    "Family",
     "Features",
     "FolderDataset",
     "Grid",

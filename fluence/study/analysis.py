@@ -24,6 +24,9 @@ Metric = Literal[
     "gini_map", "gini_position",
 ]  # fmt: skip
 
+Correction = Literal["bh", "max-r"]
+Family = Literal["cell", "metric", "layer", "study"]
+
 
 class SparsityMetrics(Section):
     """Over what the sparsity of a layer is measured."""
@@ -70,8 +73,12 @@ class Analysis(Section):
     """Bootstrap samples behind every interval of a difference of R²."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Level of the intervals."""
-    correction: Literal["bh", "max-r"] = "bh"
+    correction: Correction = "bh"
     """Correction that decides what is called significant: Benjamini-Hochberg or max-|r|. Both are computed."""
+    family: Family = "cell"
+    """Which tests of one estimator are corrected together: of one model, seed and set of images all layers and metrics
+    (`cell`), the layers of one metric (`metric`), or the metrics of one layer (`layer`); or those of all models and
+    seeds on the same images (`study`). Sets of predictors (Δ R²) are corrected within the cell, or over the study."""
     ridge: Ridge = Ridge()
     """The regression."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -101,11 +101,16 @@ def finished(layout: Layout) -> list[RunRow]:
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
+def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     layout = Layout(tmp_path_factory.mktemp("study"))
     write_packed(layout, manifest())
     analyse(study_of(), layout, finished(layout), num_workers=1)
-    return {path.stem: read_table(path) for path in layout.statistics.glob("*.csv")}
+    return layout
+
+
+@pytest.fixture(scope="module")
+def tables(study_folder: Layout) -> dict[str, pd.DataFrame]:
+    return {path.stem: read_table(path) for path in study_folder.statistics.glob("*.parquet")}
 
 
 def one_row(table: pd.DataFrame, **where: object) -> pd.Series:
@@ -124,7 +129,7 @@ def test_every_column_of_every_table_is_in_the_dictionary(tables: dict[str, pd.D
 
 
 def test_every_scorer_has_its_images(tables: dict[str, pd.DataFrame]) -> None:
-    coverage = tables["coverage"][lambda t: t["reason"].isna()]
+    coverage = tables["coverage"][lambda t: t["reason"] == ""]
     found = {tuple(row) for row in coverage[["trained_on", "scorer", "seed", "subset", "n"]].to_numpy()}
     sizes = {"asian-f": 60, "asian-m": 60, "black-f": 55}
     expected = {("all", "general", seed, "all", N) for seed in (0, 1)}
@@ -166,6 +171,8 @@ def test_the_planted_metric_is_found_and_the_noise_is_not(tables: dict[str, pd.D
         assert row["significant"]
         assert row["p_permutation"] == 0.01
         assert row["family_size"] == 5
+    xi = one_row(tables["correlations"], **where, layer="conv1", metric="gini", estimator="xi")
+    assert xi["p_permutation"] < 0.05  # it sees curves, and straight lines less well
     gini = one_row(tables["ridge"], **where, predictors="gini")
     assert gini["delta_r2_low"] > 0.1
     assert gini["delta_r2"] > gini["delta_r2_noise_high"]
@@ -177,9 +184,44 @@ def test_the_planted_metric_is_found_and_the_noise_is_not(tables: dict[str, pd.D
     assert noise["num_predictors"] == 2
 
 
+def test_groups_are_compared_where_images_of_several_are_together(tables: dict[str, pd.DataFrame]) -> None:
+    table = tables["interactions"]
+    assert set(table["subset"]) == {"all", "pooled without black-m", "pooled without asian-f, black-m"}
+    row = one_row(table, trained_on="all", subset="all", seed=0, layer="conv1", metric="gini")
+    assert (row["num_groups"], row["groups_left_out"], row["n"], row["df_num"]) == (3, "black-m (5)", 175, 2)
+    assert row["estimator"] == "Wald F, OLS with cluster-robust errors"  # there is a duplicate
+    assert row["p"] > 0.01
+    over = one_row(tables["interactions_over_seeds"], trained_on="all", subset="all", layer="conv1", metric="gini")
+    assert (over["num_seeds"], over["family_size"]) == (2, 5)
+
+
+def test_csv_and_parquet_hold_the_same_columns(tables: dict[str, pd.DataFrame], study_folder: Layout) -> None:
+    for name, table in tables.items():
+        from_csv = read_table(study_folder.statistics / f"{name}.csv")
+        assert list(from_csv.columns) == list(table.columns)
+        assert len(from_csv) == len(table)
+        numbers = table.select_dtypes("number")
+        pd.testing.assert_frame_equal(from_csv[list(numbers)], numbers, check_dtype=False)
+
+
+def test_every_number_says_what_it_is(tables: dict[str, pd.DataFrame]) -> None:
+    of_runs = {"model", "trained_on", "scorer", "seed", "subset", "n", "estimator", "family", "family_size"}
+    over_seeds = (of_runs - {"seed"}) | {"num_seeds", "missing_seeds"}
+    single, several = {"layer", "metric"}, {"predictors"}
+    assert of_runs | single | {"p_parametric", "p_permutation", "p_adjusted"} <= set(tables["correlations"])
+    assert of_runs | single | {"p_parametric", "p_permutation", "p_adjusted"} <= set(tables["epsilon_sweep"])
+    assert of_runs | single | {"p", "p_bh"} <= set(tables["interactions"])
+    assert of_runs | several | {"p_delta", "p_delta_bh"} <= set(tables["ridge"])
+    assert over_seeds | single | {"p_permutation_max", "p_adjusted_max"} <= set(tables["correlations_over_seeds"])
+    assert over_seeds | single | {"p_max", "p_bh_max"} <= set(tables["interactions_over_seeds"])
+    assert over_seeds | several | {"p_delta_max", "p_delta_bh_max"} <= set(tables["ridge_over_seeds"])
+    assert over_seeds | single | {"p_permutation", "p_adjusted"} <= set(tables["summary_layers"])
+    assert over_seeds | several | {"p_delta", "p_delta_bh"} <= set(tables["summary_constraint"])
+
+
 def test_dead_layers_keep_their_row(tables: dict[str, pd.DataFrame]) -> None:
     dead = tables["correlations"][lambda t: (t["layer"] == "mu") & (t["metric"] == "gini")]
-    assert len(dead) == 3 * len(tables["coverage"][lambda t: ~t["reason"].fillna("").str.startswith("run")])
+    assert len(dead) == 4 * len(tables["coverage"][lambda t: ~t["reason"].str.startswith("run")])
     assert (dead["reason"] == "no value for any image (a dead layer)").all()
     assert dead["estimate"].isna().all()
 

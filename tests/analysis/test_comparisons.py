@@ -28,7 +28,7 @@ CHANGES: dict[str, object] = {
         "small": VAE,
         "vgg16-5": {**VAE, "architecture": "vgg16-5", "reconstruction": [{"loss": "l1"}]},
         "untrained": {**VAE, "training": {"epochs": 0}},
-        "sparse": VAE,
+        "sparse": {**VAE, "sparsity": [{"penalty": "kl", "rho": 0.05, "weight": 0.3, "layers": "all but conv1"}]},
         "broken": VAE,
         "late": VAE,
         "idle": VAE,
@@ -315,9 +315,25 @@ def test_metrics_that_cannot_be_read_are_named(made: MadeStudy, evidence: Eviden
 def test_means_that_lack_a_seed_say_so(section: Section) -> None:
     items = part(section, "constraint")
     said = "Seeds are missing: sparse (1 of 2); these means may change."
-    assert [said in item.caption for item in items if isinstance(item, Table)] == [True] * 3
+    assert [said in item.caption for item in items if isinstance(item, Table)] == [True] * 5
     assert said in caption(items, "layers")
     assert "Seeds are missing" not in " ".join(map(str, part(section, "size")))
+
+
+def test_a_constraint_has_a_table_of_metrics_by_place_and_one_by_layer(section: Section, evidence: Evidence) -> None:
+    by_place, by_layer = [item for item in part(section, "constraint") if "Metric ×" in getattr(item, "caption", "")]
+    assert by_place.columns == ("metrics", "number", "small (none)", "sparse (all but conv1)")
+    assert "Constraint: kl, rho 0.05, weight 0.3" in by_place.caption
+    ridge = evidence.table("ridge_over_seeds").query("predictors == 'gini'").set_index("model")
+    for number, column in (("R²", "r2_metrics_mean"), ("Δ R²", "delta_r2_mean")):
+        row = next(row for row in by_place.rows if [one.text for one in row[:2]] == ["Gini", number])
+        assert [one.key for one in row[2:]] == [ridge.loc[name, column] for name in ("small", "sparse")]
+    assert by_layer.columns[2:] == by_place.columns[2:]
+    found = evidence.table("correlations_over_seeds").query("estimator == 'partial' and metric == 'gini'")
+    found = found.set_index(["model", "layer"])["estimate_mean"]
+    row = next(row for row in by_layer.rows if [one.text for one in row[:2]] == ["Gini of mu", "partial"])
+    assert [one.key for one in row[2:]] == [found["small", "mu"], found["sparse", "mu"]]
+    assert not any("Metric ×" in getattr(item, "caption", "") for item in part(section, "size"))
 
 
 def test_no_difference_is_called_significant(section: Section, evidence: Evidence) -> None:

@@ -15,7 +15,8 @@ import pytest
 from analysis.report import write_report
 from analysis.report.caveats import caveats
 from analysis.report.evidence import Evidence, gather
-from analysis.report.findings import groups, key_items, metrics, regression
+from analysis.report.findings import key_items, metrics, regression
+from analysis.report.groups import groups
 from analysis.report.page import Cell, cell, interval, number, p_value
 from analysis.report.summary import expected_sign, metric_name, summarise
 from analysis.report.verdict import detectable_r, verdict
@@ -274,7 +275,7 @@ def test_a_report_of_nothing_says_what_is_missing(runs: list[RunRow], tmp_path: 
     write_report(Study.model_validate(settings()), layout, runs)
     text = text_of(layout.report_page.read_text(encoding="utf-8"))
     assert "There is no answer yet" in text
-    assert "statistics/correlations.csv: no such file" in text
+    assert "statistics/correlations.parquet: no such file" in text
     assert "packed/jury.h5: no such file" in text
     assert ("out of memory" in text) == bool(runs)
     assert str(tmp_path) not in text

@@ -10,16 +10,18 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.power import FTestPowerF2
 
+from analysis.families import permutation_p
+from analysis.seeds import over_seeds
 from analysis.statistics import (
     correlate,
     exchanges,
     noise_ceiling,
-    over_seeds,
-    permutation_p,
     permuted_correlations,
+    permuted_xi,
     residualise,
     smallest_detectable_r2,
     split_half,
+    untied,
 )
 
 N = 60
@@ -36,7 +38,12 @@ def features_of(values: np.ndarray) -> pd.DataFrame:
 
 def pearson_table(values: np.ndarray, score: np.ndarray, num: int = 199, **options: object) -> pd.DataFrame:
     orders = exchanges(one_group(len(score)), np.arange(len(score)), num, 0)
-    return correlate(features_of(values), score, orders, **({"estimator": "pearson", "confidence": 0.95} | options))
+    options = {"estimator": "pearson", "confidence": 0.95} | options
+    return correlate(features_of(values), score, orders, **options).table
+
+
+def deviations(statistics: np.ndarray) -> np.ndarray:
+    return np.abs(statistics - statistics.mean(axis=0))
 
 
 @settings(max_examples=30, deadline=None)
@@ -73,9 +80,9 @@ def test_permuted_correlations_are_pearsons_of_the_present_images() -> None:
 
 def test_permutation_p_by_hand() -> None:
     correlations = np.array([[0.5, 0.1], [-0.5, 0.2], [0.1, -0.6], [-0.1, 0.3]])  # both columns have mean 0
-    p, p_max = permutation_p(correlations)
-    assert p.tolist() == [2 / 4, 4 / 4]
-    assert p_max.tolist() == [3 / 4, 4 / 4]
+    away = deviations(correlations)
+    assert permutation_p(away[0], away).tolist() == [2 / 4, 4 / 4]
+    assert permutation_p(away[0], away.max(axis=1, keepdims=True)).tolist() == [3 / 4, 4 / 4]
 
 
 def test_permutation_p_is_uniform_without_an_effect_although_group_means_differ() -> None:
@@ -86,7 +93,8 @@ def test_permutation_p_is_uniform_without_an_effect_although_group_means_differ(
     values = []
     for _ in range(300):
         column, score = rng.normal(size=(40, 1)) + shift[:, None], rng.normal(size=40) + shift
-        values.append(permutation_p(permuted_correlations(column, score, orders))[0])
+        away = deviations(permuted_correlations(column, score, orders))
+        values.append(permutation_p(away[0], away))
     p = np.ravel(values)
     assert stats.kstest(p, "uniform").pvalue > 1e-3
     assert np.mean(p <= 0.05) < 0.09
@@ -95,10 +103,10 @@ def test_permutation_p_is_uniform_without_an_effect_although_group_means_differ(
 def test_max_r_holds_the_family_error() -> None:
     rng = np.random.default_rng(4)
     orders = exchanges(one_group(40), np.arange(40), 99, 0)
-    smallest = [
-        permutation_p(permuted_correlations(rng.normal(size=(40, 10)), rng.normal(size=40), orders))[1].min()
-        for _ in range(200)
-    ]
+    smallest = []
+    for _ in range(200):
+        away = deviations(permuted_correlations(rng.normal(size=(40, 10)), rng.normal(size=40), orders))
+        smallest.append(permutation_p(away[0], away.max(axis=1, keepdims=True)).min())
     assert np.mean(np.array(smallest) <= 0.05) < 0.10
 
 
@@ -106,7 +114,8 @@ def test_a_thousand_permutations_of_300_columns_take_less_than_two_seconds() -> 
     rng = np.random.default_rng(0)
     columns, score = rng.normal(size=(1200, 300)), rng.normal(size=1200)
     start = time.process_time()
-    permutation_p(permuted_correlations(columns, score, exchanges(one_group(1200), np.arange(1200), 999, 0)))
+    away = deviations(permuted_correlations(columns, score, exchanges(one_group(1200), np.arange(1200), 999, 0)))
+    permutation_p(away[0], away)
     assert time.process_time() - start < 4  # of both cores together
 
 
@@ -136,6 +145,73 @@ def test_spearman_sees_monotone_curves_and_its_interval_covers() -> None:
         row = pearson_table(x, y, num=1, estimator="spearman").iloc[0]
         hits += row["ci_low"] <= truth <= row["ci_high"]
     assert 0.90 <= hits / 200 <= 0.99
+
+
+def test_permuted_xi_is_scipys_of_the_present_images_with_their_ties() -> None:
+    rng = np.random.default_rng(9)
+    columns, score = rng.normal(size=(N, 3)), np.round(rng.normal(size=N), 1)
+    columns[:7, 1] = np.nan
+    columns[:, 2] = np.round(columns[:, 2])
+    orders = exchanges(np.repeat(["a", "b"], N // 2), np.arange(N), 5, 0)
+    found = permuted_xi(columns, score, orders)
+    for order, row in zip(orders, found, strict=True):
+        for column, xi in zip(columns.T, row, strict=True):
+            present = np.isfinite(column)
+            expected = stats.chatterjeexi(untied(column[present]), score[order][present])
+            assert xi == pytest.approx(expected.statistic, abs=1e-12)
+
+
+def test_batches_of_permutations_do_not_change_xi() -> None:
+    rng = np.random.default_rng(10)
+    orders = exchanges(one_group(N), np.arange(N), 599, 0)
+    columns, score = rng.normal(size=(N, 2)), rng.normal(size=N)
+    np.testing.assert_array_equal(permuted_xi(columns, score, orders)[400:], permuted_xi(columns, score, orders[400:]))
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40))
+def test_ties_are_broken_at_random_but_always_alike(values: list[int]) -> None:
+    column = np.array(values, dtype=np.float64)
+    ranks = untied(column)
+    assert sorted(ranks) == list(range(1, len(values) + 1))
+    assert (np.diff(column[np.argsort(ranks)]) >= 0).all()
+    np.testing.assert_array_equal(untied(column), ranks)
+
+
+def test_equal_values_are_not_left_in_the_order_of_the_images() -> None:
+    assert untied(np.zeros(50)).tolist() != list(range(1, 51))
+
+
+def test_xi_sees_what_pearson_does_not_and_only_in_its_direction() -> None:
+    x = np.random.default_rng(11).normal(size=(N, 1))
+    table = pearson_table(x, x[:, 0] ** 2, estimator="xi")
+    expected = stats.chatterjeexi(untied(x[:, 0]), x[:, 0] ** 2)
+    assert table.loc[0, ["estimate", "p_parametric"]].tolist() == pytest.approx(list(expected))
+    assert table.loc[0, "p_permutation"] == 1 / 200
+    assert table.loc[0, ["ci_low", "ci_high"]].isna().all()
+    assert pearson_table(x**2, x[:, 0], estimator="xi").loc[0, "estimate"] < 0.5  # the sign of x is not told by x²
+    alternating = np.arange(float(N)) % 2
+    one_sided = pearson_table(np.arange(float(N))[:, None], alternating, estimator="xi")
+    assert one_sided.loc[0, "estimate"] < -0.4
+    assert one_sided.loc[0, "p_permutation"] == 1
+
+
+def test_parametric_p_are_scipys() -> None:
+    rng = np.random.default_rng(12)
+    x, y = rng.normal(size=(N, 1)), rng.normal(size=N)
+    for estimator, test in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
+        assert pearson_table(x, y, estimator=estimator).loc[0, "p_parametric"] == test(x[:, 0], y).pvalue
+
+
+def test_expected_is_what_groups_alone_make() -> None:
+    groups = np.repeat(["a", "b"], N // 2)
+    shift = np.repeat([0.0, 9.0], N // 2)
+    rng = np.random.default_rng(13)
+    x, y = rng.normal(size=N) + shift, rng.normal(size=N) + shift
+    orders = exchanges(groups, np.arange(N), 199, 0)
+    row = correlate(features_of(x[:, None]), y, orders, estimator="pearson", confidence=0.95).table.iloc[0]
+    assert row["estimate"] > 0.9
+    assert row["expected"] == pytest.approx(row["estimate"], abs=0.02)
+    assert row["p_permutation"] > 0.01
 
 
 def test_constant_and_dead_columns_keep_their_row_with_a_reason() -> None:

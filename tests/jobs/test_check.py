@@ -170,6 +170,9 @@ def test_a_group_that_is_too_small(place: Place) -> None:
 def test_a_grid_without_any_group_that_is_large_enough(place: Place) -> None:
     report = place.check(data={"min_group_size": 21}, grid={"groups": ["asian-female"]})
     assert [(finding.level, finding.key) for finding in bad(report)] == [("warning", "grid.groups"), ("error", "grid")]
+    assert "`groups: [all]`" in bad(report)[-1].hint
+    of_all = the_bad(place.check(data={"min_group_size": 1000}, grid={"groups": ["all"]}))
+    assert (of_all.key, of_all.hint) == ("grid", "write a smaller min_group_size under data, or add training images")
 
 
 def test_a_group_that_nobody_rated(place: Place, tmp_path: Path) -> None:
