@@ -184,7 +184,7 @@ def _correlations_over_seeds(table: pd.DataFrame, study: Study) -> pd.DataFrame:
 
 def _ridge_over_seeds(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     by = [*_BY_SCORER, "predictors", "estimator"]
-    values = ("delta_r2", "r2_baseline", "r2_full", "r2_metrics", "p_delta", "p_delta_bh")
+    values = ("delta_r2", "r2_baseline", "r2_full", "r2_metrics", "p_delta", "p_delta_bh", "population_delta_r2")
     family_size = table.groupby(by, sort=False)["family_size"].max().to_numpy()
     return over_seeds(table, by, values, _planned(study)).assign(family_size=family_size)
 
