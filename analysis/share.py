@@ -157,9 +157,7 @@ def _adjusted(before: float, after: float, freedom: int, rank: int) -> float:
     return 1 - (after / (freedom - rank)) / (before / freedom)
 
 
-def _product_interval(
-    one: tuple[float, float, float], other: tuple[float, float, float]
-) -> tuple[float, float]:
+def _product_interval(one: tuple[float, float, float], other: tuple[float, float, float]) -> tuple[float, float]:
     """Interval of the product of two independent positive numbers from (estimate, low, high) of each."""
     a, a_low, a_high = one
     b, b_low, b_high = other
