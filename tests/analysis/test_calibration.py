@@ -13,7 +13,7 @@ import pytest
 from fluence.study import Analysis
 
 _SCRIPT = Path(__file__).parents[2] / "benchmarks" / "calibration.py"
-_SIMULATIONS, _IMAGES = 24, 150
+_SIMULATIONS, _IMAGES = 20, 150
 
 
 @pytest.fixture(scope="module")
