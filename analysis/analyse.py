@@ -222,7 +222,7 @@ def _with_counts(summed: pd.DataFrame, table: pd.DataFrame, by: list[str]) -> pd
 
 def _ridge_over_seeds(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     by = [*_BY_SCORER, "predictors", "estimator"]
-    values = ("delta_r2", "r2_baseline", "r2_full", "r2_metrics", "p_delta", "p_delta_bh")
+    values = ("delta_r2", "r2_baseline", "r2_full", "r2_metrics", "p_delta", "p_delta_bh", "population_delta_r2")
     means = ("r2_metrics_low", "r2_metrics_high", "delta_r2_low", "delta_r2_high")
     family_size = table.groupby(by, sort=False)["family_size"].max().to_numpy()
     return over_seeds(table, by, values, _planned(study), means=means, same=_SAME).assign(family_size=family_size)

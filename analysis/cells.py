@@ -17,6 +17,7 @@ from analysis.families import bh_by, decide
 from analysis.gates import REPORTED
 from analysis.interactions import interactions
 from analysis.measure import LOSS, RECONSTRUCTION, quantile_name
+from analysis.share import population_share
 from analysis.statistics import (
     MIN_IMAGES,
     Correlations,
@@ -281,7 +282,11 @@ _NUMBERS = (
     *("p_delta", "p_metrics", "r2_metrics_noise_low", "r2_metrics_noise_high", "noise_ceiling"),
     *("r2_metrics_of_ceiling", "smallest_detectable_r2", "naive_in_sample_r2", "naive_in_sample_noise"),
     *("naive_fold_r2", "naive_fold_noise"),
+    *("population_delta_r2", "population_delta_r2_low", "population_delta_r2_high", "population_n", "population_rank"),
 )
+
+
+_OF_SHARE = {"": "estimate", "_low": "low", "_high": "high"}
 
 
 def _regression(features: pd.DataFrame, sample: Sample, analysis: Analysis) -> dict[str, object]:
@@ -291,7 +296,7 @@ def _regression(features: pd.DataFrame, sample: Sample, analysis: Analysis) -> d
     reason = sample.reason or ("" if usable.any() else "no metric varies over these images")
     row: dict[str, object] = {"num_predictors": int(usable.sum()), "left_out": left_out, "reason": reason}
     if reason or sample.division is None or sample.baseline is None:
-        return row | dict.fromkeys(_NUMBERS, np.nan)
+        return row | dict.fromkeys(_NUMBERS, np.nan) | {"population_reason": reason}
     metrics = features.to_numpy(np.float64)[:, usable]
     residuals = ridge.exchanged_residuals(sample.score, sample.confounds, sample.orders)
     fits = {
@@ -302,7 +307,10 @@ def _regression(features: pd.DataFrame, sample: Sample, analysis: Analysis) -> d
     numbers = _judge(fits, sample, analysis)
     numbers |= _naive(metrics, fits["metrics"].predicted, sample.score, sample.division.folds[0])
     numbers["smallest_detectable_r2"] = smallest_detectable_r2(len(metrics), metrics.shape[1], 1 - analysis.confidence)
-    return row | {name: numbers[name] for name in _NUMBERS}
+    share = population_share(sample.score, sample.confounds, metrics, sample.clusters, analysis.confidence)
+    numbers |= {f"population_delta_r2{end}": getattr(share, name) for end, name in _OF_SHARE.items()}
+    numbers |= {"population_n": share.n, "population_rank": share.rank}
+    return row | {name: numbers[name] for name in _NUMBERS} | {"population_reason": share.reason}
 
 
 def _is_usable(column: pd.Series) -> bool:

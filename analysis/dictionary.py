@@ -230,6 +230,16 @@ TABLES: dict[str, Columns] = {
         "naive_in_sample_noise": ("what pure noise gives there: predictors / (n − 1)", "R²"),
         "naive_fold_r2": ("naive: mean over folds of the squared correlation of prediction and rating", "R²"),
         "naive_fold_noise": ("what pure noise gives there: 1 / (images per fold − 1)", "R²"),
+        "population_delta_r2": (
+            "share of the variance that the metrics explain beyond the covariates in the population: difference of the "
+            "adjusted R² of two linear regressions; may be negative",
+            "R²",
+        ),
+        "population_delta_r2_low": ("lower end of its interval, at least 0 (docs/statistics.md)", "R²"),
+        "population_delta_r2_high": ("upper end of its interval", "R²"),
+        "population_n": ("number of images behind it: the first of each person or cluster of duplicates", "images"),
+        "population_rank": ("number of metrics independent of the covariates and of each other", "columns"),
+        "population_reason": ("why there is no population share; empty if there is one", ""),
         "note": ("what could not be done as asked", ""),
         "reason": ("why there is no estimate; empty if there is one", ""),
     },
@@ -241,6 +251,7 @@ TABLES: dict[str, Columns] = {
     | _spread("r2_metrics", "R² of the metrics alone", "R²")
     | _spread("p_delta", "raw p of Δ R²", "probability")
     | _spread("p_delta_bh", "adjusted p of Δ R²", "probability")
+    | _spread("population_delta_r2", "population share of the metrics beyond the covariates", "R²")
     | _ends("r2_metrics", "R²")
     | _ends("delta_r2", "R²")
     | {"family": (_SETS, ""), "family_size": _FAMILY_OVER_SEEDS["family_size"]},

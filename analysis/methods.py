@@ -56,6 +56,11 @@ _SOURCES = {
     "9:39.",
     "delta": "Freedman D, Lane D (1983). A nonstochastic interpretation of reported significance levels. "
     "J Bus Econ Stat 1:292–298.",
+    "adjusted": "Ezekiel M (1930). Methods of correlation analysis. Wiley.",
+    "inversion": "Steiger JH, Fouladi RT (1992). R2: a computer program for interval estimation, power calculations, "
+    "sample size estimation, and hypothesis testing in multiple regression. Behav Res Methods Instrum Comput "
+    "24:581–582.",
+    "product": "Zou GY (2007). Toward using confidence intervals to compare correlations. Psychol Methods 12:399–413.",
     "bh": "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate. J R Stat Soc B 57:289–300.",
     "xi": "Chatterjee S (2021). A new coefficient of correlation. J Am Stat Assoc 116:2009–2022.",
     "hc3": "MacKinnon JG, White H (1985). Some heteroskedasticity-consistent covariance matrix estimators with "
@@ -65,6 +70,9 @@ _SOURCES = {
     **networks.SOURCES,
     **optimisation.SOURCES,
 }
+
+
+_POPULATION = ("adjusted", "inversion", "product")
 
 
 @dataclass(frozen=True)
@@ -309,7 +317,11 @@ def _statistics(study: Study, facts: Facts) -> str:
         f"The confound baseline holds {listing(used) or 'nothing'}{missing}; Δ R² is "
         f"the R² of baseline and metrics minus that of the baseline; its p and its noise floor come from permuting "
         f"what the baseline leaves of the ratings (Freedman & Lane 1983). {analysis.confidence:.0%} intervals of Δ R² "
-        f"come from {analysis.bootstrap:,} bootstrap samples of the images. Several seeds are replicates of the "
+        f"come from {analysis.bootstrap:,} bootstrap samples of the images. Δ R² is what such a regression gets from "
+        f"as many images. The share that the metrics explain in the population is the difference of the adjusted R² of "
+        f"two linear regressions (Ezekiel 1930), on the first image of each person or set of duplicates; its interval "
+        f"inverts the distribution of the squared partial correlation (Steiger & Fouladi 1992) and takes in the "
+        f"uncertainty of the baseline (Zou 2007). Several seeds are replicates of the "
         f"training: their mean and spread are reported. Seed of the analysis: {analysis.seed}."
     )
 
@@ -331,6 +343,7 @@ def _references(study: Study) -> tuple[str, ...]:
         "delta",
         "xi",
         "hc3",
+        *_POPULATION,
         study.analysis.correction,
     ]
     cited += networks.cited(models)
