@@ -147,7 +147,7 @@ def _ridge_table(evidence: Evidence, rows: pd.DataFrame, caption: str, *, with_p
 
 def _population(row: pd.Series) -> list[Cell]:
     low, high = row["population_low"], row["population_high"]
-    return [cell(float(row["population"]), _DECIMALS), Cell(interval(low, high), _sortable(low))]
+    return [cell(float(row["population"])), Cell(interval(low, high), sortable(low))]
 
 
 def _with_errors(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
