@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fluence.study.analysis import Analysis, Epsilon, Metric, Ridge, SparsityMetrics
+from fluence.study.analysis import Analysis, EmbeddingMethod, Epsilon, Metric, Ridge, SparsityMetrics
 from fluence.study.data import (
     CfdDataset,
     CsvDataset,
@@ -84,6 +84,7 @@ __all__ = [
     "DenseLatent",
     "DfcLoss",
     "Effect",
+    "EmbeddingMethod",
     "Epsilon",
     "FaceFeatures",
     "FairFaceDataset",
@@ -309,6 +310,11 @@ class Study(Section):
         own = [(group, seed) for name, group, seed in self.trainings if name == model]
         wanted = {seed for group, seed in own if group == trained_on or (trained_on == OWN_GROUP and group != "all")}
         return tuple(sorted(wanted))
+
+    def embeddings_of(self, model: str, trained_on: str, seed: int) -> tuple[EmbeddingMethod, ...]:
+        """The maps that are made of a run's latents: those of the general run with the first seed."""
+        first = trained_on == "all" and seed == self.seeds_of(model)[0]
+        return self.analysis.embeddings if first else ()
 
     def training_of(self, model: str) -> Training:
         """The training settings of one model: the study's, with the model's own on top."""
