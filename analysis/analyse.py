@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import Cell, CellTables, Sample, analyse_cell, prepare
+from analysis.diagnostics import exchanged_tests, first_general, metric_correlations
 from analysis.dictionary import TABLES, data_dictionary
 from analysis.statistics import over_seeds, smallest_detectable_r2
 from analysis.tables import feature_matrix, load_metrics, rated_images, sweep_matrix
@@ -63,7 +64,8 @@ def analyse(study: Study, layout: Layout, runs: list[RunRow], *, num_workers: in
     )
     samples = dict(zip(names, prepared, strict=True))
     results = parallel(joblib.delayed(analyse_cell)(cell, samples[cell.sample], study.analysis) for cell in cells)
-    for name, written in _tables(cells, samples, results, runs, rated, study).items():
+    tables = _tables(cells, samples, results, runs, rated, study) | _diagnostics(cells, samples[ALL], study, parallel)
+    for name, written in tables.items():
         _write(layout, name, written)
 
 
@@ -163,6 +165,17 @@ def _tables(
         "coverage": _coverage(cells, samples, runs, rated, 1 - study.analysis.confidence),
         "noise_ceiling": _ceilings(samples),
         "data_dictionary": data_dictionary(),
+    }
+
+
+def _diagnostics(cells: list[Cell], every: Sample, study: Study, parallel: joblib.Parallel) -> dict[str, pd.DataFrame]:
+    """How the metrics of each model hang together, and what tests say of exchanged ratings."""
+    chosen = first_general(cells)
+    between = parallel(joblib.delayed(metric_correlations)(cell, every, study.data.score) for cell in chosen)
+    exchanged = parallel(joblib.delayed(exchanged_tests)(cell, every) for cell in chosen)
+    return {
+        "metric_correlations": _stack("metric_correlations", between),
+        "exchanged_tests": _stack("exchanged_tests", exchanged),
     }
 
 

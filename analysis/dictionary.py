@@ -138,6 +138,24 @@ TABLES: dict[str, Columns] = {
     | _spread("p_delta", "raw p of Δ R²", "probability")
     | _spread("p_delta_bh", "adjusted p of Δ R²", "probability")
     | {"family_size": ("number of sets of predictors that are corrected together, the largest over seeds", "tests")},
+    "metric_correlations": _WHERE
+    | {
+        "layer": _TEST["layer"],
+        "metric": _TEST["metric"],
+        "other_layer": ("layer of the other metric; rating for the ratings", ""),
+        "other_metric": ("the other metric, or the column of the ratings", ""),
+        "n": ("number of images with both", "images"),
+        "estimate": ("Pearson correlation of the two over the images", "correlation"),
+        "p_parametric": ("two-sided p of the t test; raw", "probability"),
+        "reason": ("why there is no estimate; empty if there is one", ""),
+    },
+    "exchanged_tests": _WHERE
+    | {
+        "estimator": _TEST["estimator"],
+        "alpha": ("level of the test", "probability"),
+        "rate": ("share of t tests with a p of at most alpha, of ratings exchanged within groups", "fraction"),
+        "num_tests": ("number of these tests: orders of the ratings times metrics", "tests"),
+    },
     "runs": {
         "run_id": ("id of the run: model, group, seed and the hash of what made it", ""),
         "model": ("name of the model in the study", ""),

@@ -1,9 +1,9 @@
 """Each run's code in the plane: PCA, t-SNE and UMAP of the latents, one point per rated image.
 
     image_id, method, x, y                  metrics/<run>.embedding.parquet
-        attributes                          layer, seed, num_images (of the run), reason (why there are no points), and of
-                                            each method its `facts`: trustworthiness and its neighbours, the setting that
-                                            says how local it is, and of PCA the share of the variance on each axis
+        attributes                          layer, seed, num_images (of the run), reason (why there are no points), and
+                                            of each method its `facts`: trustworthiness and its neighbours, the setting
+                                            that says how local it is, of PCA the share of the variance on each axis
 
 All is seeded and computed by one thread, so that the same latents have the same bits on any number of cores.
 """

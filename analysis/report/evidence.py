@@ -26,6 +26,8 @@ TABLES = (
     "ridge",
     "ridge_over_seeds",
     "epsilon_sweep",
+    "metric_correlations",
+    "exchanged_tests",
     "runs",
     "coverage",
     "noise_ceiling",
