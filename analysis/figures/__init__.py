@@ -8,14 +8,16 @@ from analysis.figures.comparisons import MOST_PANELS, Style, compared_curves, me
 from analysis.figures.diagnostics import noise_ceiling, p_calibration, power, seed_spread
 from analysis.figures.effects import correlations_by_layer, epsilon_sweep, estimators, forest, gain_over_confounds
 from analysis.figures.images import covariate_correlations, distributions, ratings_by_group
-from analysis.figures.joint import joint
-from analysis.figures.latents import Panel, latent_maps
+from analysis.figures.joint import MOST_POINTS, joint
+from analysis.figures.latents import MOST_MAPS, Panel, latent_maps
 from analysis.figures.matrices import correlation_matrix, ridge_heat
 from analysis.figures.plate import Plate, Shows, colour_of, draw
 from analysis.figures.training import Strip, family_of, loss_curves, reconstructions, term_name
 
 __all__ = [
+    "MOST_MAPS",
     "MOST_PANELS",
+    "MOST_POINTS",
     "Panel",
     "Plate",
     "Shows",

@@ -17,6 +17,8 @@ from analysis.figures.plate import COLOURS, MARKERS, TWO_COLUMNS_IN, shorten
 
 MOST_KINDS = 7
 """Kinds of image that are told apart by colour and marker; the rarer ones are grey."""
+MOST_MAPS = 6
+"""Maps that a row has at most."""
 _LEGEND_IN = 1.25
 _ELSE = "others"
 
