@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.figures.plate import (
     COLOURS,
@@ -24,7 +24,8 @@ from analysis.figures.plate import (
     zero_line,
 )
 
-_PANELS_PER_ROW = 3
+_PANELS_PER_ROW = 4
+_LEAST_P = 1e-8  # smaller ones are drawn there
 _DASHES = ("-", "--", ":")
 
 
@@ -40,14 +41,14 @@ def p_calibration(tests: pd.DataFrame, rates: pd.DataFrame) -> Figure:
         rates: columns estimator, alpha, rate; the mean over the models.
     """
     figure = Figure(figsize=(TWO_COLUMNS_IN, 2.75))
-    left, middle, right = figure.subplots(1, 3)
+    left, middle, right = figure.subplots(1, 3, gridspec_kw={"wspace": 0.08})
     estimators = list(dict.fromkeys(tests["estimator"]))
     styles = {name: (COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]) for k, name in enumerate(estimators)}
     for name, (colour, marker) in styles.items():
         own, of_null = tests[tests["estimator"] == name], rates[rates["estimator"] == name]
         left.plot(
-            own["p_parametric"].clip(lower=1e-8), own["p_permutation"], linestyle="none", marker=marker, color=colour,
-            markersize=2.2, markeredgewidth=0, alpha=0.5, label=name, rasterized=True,
+            own["p_parametric"].clip(lower=_LEAST_P), own["p_permutation"], linestyle="none", marker=marker,
+            color=colour, markersize=2.2, markeredgewidth=0, alpha=0.5, label=name, rasterized=True,
         )  # fmt: skip
         middle.plot(of_null["alpha"], of_null["rate"], marker=marker, markersize=3, color=colour)
     for control, colour, dash, name in ((False, INK, "-", "trained"), (True, MUTED, "--", "untrained")):
@@ -61,7 +62,7 @@ def p_calibration(tests: pd.DataFrame, rates: pd.DataFrame) -> Figure:
     left.set_title("Two kinds of p")
     middle.set_title("Exchanged ratings")
     right.set_title("All tests")
-    right.legend(loc="lower right")
+    right.legend(loc="upper left", borderaxespad=0)
     handles, labels = left.get_legend_handles_labels()
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=4)
     for handle in legend.legend_handles:
@@ -73,10 +74,15 @@ def _both_in_decades(axes: Axes, x_label: str, y_label: str) -> None:
     """Logarithmic axes of probabilities, with the line of equality."""
     axes.set_xscale("log")
     axes.set_yscale("log")
-    low = max(min(axes.get_xlim()[0], axes.get_ylim()[0]), 1e-8)
-    axes.axline((1e-3, 1e-3), (1, 1), color=MUTED, linewidth=0.7, zorder=0)
-    axes.set_ylim(axes.get_ylim()[0], 1.3)
-    axes.set_xlim(low, 1.3)
+    axes.plot([_LEAST_P, 1], [_LEAST_P, 1], color=MUTED, linewidth=0.7, zorder=0, scalex=False, scaley=False)
+    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        low = math.floor(math.log10(max(limits[0], _LEAST_P)) + 0.05)
+        step = 1 if low >= -4 else 2
+        axis.set_major_locator(FixedLocator([10.0**power for power in range(0, low - 1, -step)]))
+        axis.set_major_formatter(FuncFormatter(lambda p, _: f"{p:g}" if p > 5e-4 else f"1e−{-math.log10(p):.0f}"))
+        axis.set_minor_locator(NullLocator())
+    axes.set_xlim(max(axes.get_xlim()[0], _LEAST_P), 1.3)
+    axes.set_ylim(max(axes.get_ylim()[0], _LEAST_P), 1.3)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
 
@@ -138,6 +144,7 @@ def seed_spread(rows: pd.DataFrame, families: Mapping[str, str], colours: Mappin
         axes.set_ylim(-0.6, len(models) - 0.4)
         axes.tick_params(labelbottom=True)
         axes.grid(axis="y", color=PALE, linewidth=0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         zero_line(axes, axis="x")
     for axes in grid[len(families) :]:
         axes.set_visible(False)
@@ -174,7 +181,7 @@ def noise_ceiling(rows: pd.DataFrame, ceilings: pd.DataFrame, colours: Mapping[s
         )
     axes.set_yticks(list(height.values()), [shorten(subset, 22) for subset in subsets])
     axes.set_ylim(-0.6, len(subsets) - 0.4)
-    axes.set_xlim(right=1)
+    axes.set_xlim(min(-0.02, axes.get_xlim()[0]), 1)
     axes.grid(axis="y", color=PALE, linewidth=0.6)
     zero_line(axes, axis="x")
     axes.set_xlabel("R², confounds and all metrics")

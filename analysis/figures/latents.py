@@ -81,7 +81,8 @@ def _shaded(figure: Figure, row: Sequence[Axes], panels: Sequence[Panel], name: 
         axes.scatter(x[~known], y[~known], s=_size(x), color=UNKNOWN, linewidth=0)
         marks = axes.scatter(x[known], y[known], s=_size(x), c=own[known], cmap=SEQUENTIAL, norm=scale, linewidth=0)
     if marks is not None:
-        figure.colorbar(marks, ax=list(row), label=shorten(name, 24), aspect=25, pad=0.02, extend="both")
+        beside = row[-1].inset_axes((1.06, 0.05, 0.06, 0.9))
+        figure.colorbar(marks, cax=beside, label=shorten(name, 24), extend="both")
 
 
 def _sorted_out(row: Sequence[Axes], panels: Sequence[Panel], name: str, values: pd.Series) -> None:

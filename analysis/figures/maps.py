@@ -22,7 +22,8 @@ UNKNOWN = "#d9d9d9"
 
 def paint(axes: Axes, values: np.ndarray, colours: Colormap, scale: Normalize) -> QuadMesh:
     """A matrix as squares, the first row on top; grey where there is no number. Not an image: it stays sharp in PDF."""
-    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=scale, linewidth=0.4, edgecolor="white")
+    between = 0.4 if max(values.shape) <= 24 else 0.1
+    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=scale, linewidth=between, edgecolor="white")
     axes.set_facecolor(UNKNOWN)
     axes.set_ylim(len(values), 0)
     axes.tick_params(length=0)

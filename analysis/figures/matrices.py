@@ -10,13 +10,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Rectangle
 
-from analysis.figures.maps import DIVERGING, UNKNOWN, ink_on, paint
-from analysis.figures.plate import INK, PALE, TWO_COLUMNS_IN, shorten
+from analysis.figures.maps import DIVERGING, ink_on, paint
+from analysis.figures.plate import DPI, INK, PALE, TWO_COLUMNS_IN, shorten
 
 P_STEPS = {0.001: "p < .001", 0.01: "p < .01", 0.05: "p < .05", 1.0: "not below .05"}
 """Upper ends of the steps of p, and their names."""
+_PALER = 1.6  # than the ends of the scale, which letters cannot be read on
 _P_COLOURS = ("#08306b", "#4292c6", "#c6dbef", PALE)
 
 
@@ -30,15 +31,17 @@ def correlation_matrix(r: pd.DataFrame, p: pd.DataFrame, blocks: Sequence[int], 
         n: words on the number of images.
     """
     size = len(r)
-    letters = 6.5 if size <= 24 else 5.2
-    width_in, labels_in = TWO_COLUMNS_IN, 0.06 * max(len(shorten(name)) for name in r.index)
-    figure = Figure(figsize=(width_in, 0.95 + labels_in + (width_in - labels_in - 0.3) / 2))
+    letters = 6.5 if size <= 24 else 5
+    labels_in = 0.1 + letters * 0.55 / 72 * max(len(shorten(name)) for name in r.index)
+    side_in = (TWO_COLUMNS_IN - labels_in - 0.15) / 2
+    figure = Figure(figsize=(TWO_COLUMNS_IN, 0.75 + labels_in + side_in), dpi=DPI)  # small letters grow when rounded
     left, right = figure.subplots(1, 2, sharey=True)
-    coloured = paint(left, r.to_numpy(float), DIVERGING, Normalize(-1, 1))
-    steps = BoundaryNorm([0, *P_STEPS], ncolors=len(P_STEPS))
-    paint(right, p.to_numpy(float), ListedColormap(_P_COLOURS), steps)
+    of_r = paint(left, r.to_numpy(float), DIVERGING, Normalize(-1, 1))
+    steps = BoundaryNorm(np.arange(len(P_STEPS) + 1), ncolors=len(P_STEPS))
+    of_p = paint(right, _step_of(p.to_numpy(float)), ListedColormap(_P_COLOURS), steps)
+    for place in range(size):
+        right.add_patch(Rectangle((place, place), 1, 1, facecolor="white", edgecolor="none"))  # nothing is tested there
     for axes in (left, right):
-        axes.set_aspect("equal")
         axes.set_xticks(np.arange(size) + 0.5, [shorten(name) for name in r.columns], rotation=90, fontsize=letters)
         for place in np.cumsum(blocks)[:-1]:
             axes.axhline(place, color=INK, linewidth=0.6)
@@ -46,21 +49,19 @@ def correlation_matrix(r: pd.DataFrame, p: pd.DataFrame, blocks: Sequence[int], 
     left.set_yticks(np.arange(size) + 0.5, [shorten(name) for name in r.index], fontsize=letters)
     left.set_title("Pearson r")
     right.set_title("its p, raw")
-    right.text(1, 1.01, n, transform=right.transAxes, ha="right", va="bottom", fontsize=7)
-    figure.colorbar(coloured, ax=left, location="bottom", shrink=0.7, aspect=30, pad=0.02)
-    patches = [Patch(facecolor=c, edgecolor="#999999", linewidth=0.4, label=name) for c, name in _steps_named(p)]
-    right.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, _below(labels_in, width_in)), ncols=2)
+    right.set_title(n, loc="right", fontweight="normal", fontsize=7)
+    bar = {"location": "bottom", "shrink": 0.8, "aspect": 30, "pad": 0.01}
+    figure.colorbar(of_r, ax=left, ticks=[-1, -0.5, 0, 0.5, 1], **bar)
+    legend = figure.colorbar(of_p, ax=right, **bar)
+    legend.set_ticks(np.arange(len(P_STEPS)) + 0.5, labels=list(P_STEPS.values()))
+    legend.ax.tick_params(length=0)
     return figure
 
 
-def _below(labels_in: float, width_in: float) -> float:
-    """Where the legend stands in heights of the panel: under the names of its columns."""
-    return -0.06 - labels_in / ((width_in - labels_in - 0.3) / 2)
-
-
-def _steps_named(p: pd.DataFrame) -> list[tuple[str, str]]:
-    named = list(zip(_P_COLOURS, P_STEPS.values(), strict=True))
-    return [*named, (UNKNOWN, "no number")] if p.isna().any(axis=None) else named
+def _step_of(p: np.ndarray) -> np.ndarray:
+    """The number of the step that each p is in, NaN where there is none; their colours are equally wide in the bar."""
+    steps = np.searchsorted(list(P_STEPS), np.nan_to_num(p), side="right")
+    return np.where(np.isfinite(p), np.minimum(steps, len(P_STEPS) - 1) + 0.5, np.nan)
 
 
 def ridge_heat(panels: Mapping[str, pd.DataFrame], stars: Mapping[str, pd.DataFrame]) -> Figure:
@@ -74,12 +75,12 @@ def ridge_heat(panels: Mapping[str, pd.DataFrame], stars: Mapping[str, pd.DataFr
     figure = Figure(figsize=(TWO_COLUMNS_IN, 0.75 + 0.2 * len(first)))
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     reach = max(0.05, np.nanmax(np.abs([table.to_numpy(float) for table in panels.values()]), initial=0))
-    scale = Normalize(-reach, reach)
+    scale = Normalize(-_PALER * reach, _PALER * reach)
     for axes, (title, table) in zip(grid, panels.items(), strict=True):
         paint(axes, table.to_numpy(float), DIVERGING, scale)
         _print_numbers(axes, table, stars[title], scale)
         axes.set_title(title)
-        families = [textwrap.fill(shorten(str(name), 24), 12) for name in table.columns]
+        families = [textwrap.fill(shorten(str(name), 24), 12, break_long_words=False) for name in table.columns]
         axes.set_xticks(np.arange(table.shape[1]) + 0.5, families, fontsize=6.5)
         axes.xaxis.tick_top()
         axes.tick_params(length=0)

@@ -32,7 +32,8 @@ def diagnostics(evidence: Evidence, summary: Summary) -> Section:
 
 
 def _label(evidence: Evidence, model: str) -> str:
-    return f"{model} (untrained)" if model in untrained_models(evidence) else model
+    controls = untrained_models(evidence) - {"untrained"}
+    return f"{model} (untrained)" if model in controls else model
 
 
 # ── p ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -51,7 +52,8 @@ def _calibration(evidence: Evidence) -> Iterator[Item]:
         evidence.layout,
         "p-calibration",
         "Whether p means what it says.",
-        f"Left: the two kinds of p of {counted(len(tests), 'test')}. Middle: t tests on ratings that were exchanged "
+        f"Left: the two kinds of p of {counted(len(tests), 'test')}; that by permutation is at least "
+        f"{1 / (1 + evidence.study.analysis.permutations):.2g}. Middle: t tests on ratings that were exchanged "
         f"within groups; at α = .05 they call {found} significant. What lies above the line is what a metric knows of "
         "the groups' mean ratings: hence the permutations within groups, and the partial correlations. Right: all "
         "tests in order; on the line if nothing is there.",

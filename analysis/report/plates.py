@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis import figures
 from analysis.diagnostics import RATING
+from analysis.measure import LOSS, RECONSTRUCTION
 from analysis.report.evidence import Evidence, metrics_of
 from analysis.report.page import Item, Text, counted, drawn, listed, number
 from analysis.report.summary import ALL_IMAGES, Summary, metric_name, untrained_models
@@ -91,7 +92,7 @@ def correlation_tables(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame,
     np.fill_diagonal(matrices[0], np.where(known, 1.0, np.nan))
     index = pd.MultiIndex.from_tuples(names)
     r, p = (pd.DataFrame(matrix, index, index) for matrix in matrices)
-    return r, p, [RATING if layer == RATING else metric for layer, metric in names]
+    return r, p, [layer if layer in (RATING, RECONSTRUCTION, LOSS) else metric for layer, metric in names]
 
 
 def _label(evidence: Evidence, layer: str, metric: str) -> str:
