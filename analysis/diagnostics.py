@@ -54,7 +54,7 @@ def _related(first: np.ndarray, second: np.ndarray) -> tuple[int, float, float, 
     """Number of images with both, r, p and why there are none."""
     both = np.isfinite(first) & np.isfinite(second)
     x, y = first[both], second[both]
-    reason = why_untestable(x, y) or ("constant metric" if why_untestable(y, x) else "")
+    reason = why_untestable(x, x) or why_untestable(y, y)
     if reason:
         return len(x), np.nan, np.nan, reason
     found = stats.pearsonr(x, y)

@@ -58,17 +58,18 @@ def latent_maps(panels: Sequence[Panel], known: Mapping[str, pd.Series]) -> Figu
     for axes, panel in zip(grid[-1], panels, strict=True):
         axes.set_xlabel(panel.axes[0], fontsize=7)
     for row in grid:
-        for axes, panel in zip(row, panels, strict=True):
-            axes.set_ylabel(panel.axes[1], fontsize=7)
+        for place, (axes, panel) in enumerate(zip(row, panels, strict=True)):
+            if place == 0 or panel.axes[1] != panels[0].axes[1]:
+                axes.set_ylabel(panel.axes[1], fontsize=7)
             axes.set_xticks([])  # the numbers mean nothing
             axes.set_yticks([])
             axes.set_box_aspect(1)
     return figure
 
 
-def _size(points: pd.DataFrame) -> float:
-    """Area of a mark in points²: the smaller the more there are."""
-    return float(np.clip(1800 / max(len(points), 1), 1.5, 14))
+def _size(num_points: int, num_panels: int) -> float:
+    """Area of a mark in points²: the smaller the more there are in a panel, and the smaller the panels."""
+    return float(np.clip(1800 / max(num_points, 1), 1.5, 14)) * min(1.0, 2.5 / num_panels)
 
 
 def _shaded(figure: Figure, row: Sequence[Axes], panels: Sequence[Panel], name: str, values: pd.Series) -> None:
@@ -78,8 +79,10 @@ def _shaded(figure: Figure, row: Sequence[Axes], panels: Sequence[Panel], name: 
     for axes, panel in zip(row, panels, strict=True):
         own = values.reindex(panel.points.index)
         x, y, known = panel.points["x"], panel.points["y"], np.isfinite(own)
-        axes.scatter(x[~known], y[~known], s=_size(x), color=UNKNOWN, linewidth=0)
-        marks = axes.scatter(x[known], y[known], s=_size(x), c=own[known], cmap=SEQUENTIAL, norm=scale, linewidth=0)
+        axes.scatter(x[~known], y[~known], s=_size(len(x), len(panels)), color=UNKNOWN, linewidth=0)
+        marks = axes.scatter(
+            x[known], y[known], s=_size(len(x), len(panels)), c=own[known], cmap=SEQUENTIAL, norm=scale, linewidth=0
+        )
     if marks is not None:
         beside = row[-1].inset_axes((1.06, 0.05, 0.06, 0.9))
         figure.colorbar(marks, cax=beside, label=shorten(name, 24), extend="both")
@@ -92,10 +95,18 @@ def _sorted_out(row: Sequence[Axes], panels: Sequence[Panel], name: str, values:
         own = values.reindex(panel.points.index).astype(object)
         x, y = panel.points["x"], panel.points["y"]
         rest = ~own.isin(list(styles))
-        axes.scatter(x[rest], y[rest], s=_size(x), color=UNKNOWN, linewidth=0)
+        axes.scatter(x[rest], y[rest], s=_size(len(x), len(panels)), color=UNKNOWN, linewidth=0)
         for kind, (colour, marker) in styles.items():
             of_kind = (own == kind).to_numpy()
-            axes.scatter(x[of_kind], y[of_kind], s=_size(x), color=colour, marker=marker, linewidth=0, alpha=0.8)
+            axes.scatter(
+                x[of_kind],
+                y[of_kind],
+                s=_size(len(x), len(panels)),
+                color=colour,
+                marker=marker,
+                linewidth=0,
+                alpha=0.8,
+            )
     handles = [
         Line2D([], [], linestyle="none", marker=marker, color=colour, label=shorten(kind, 16))
         for kind, (colour, marker) in styles.items()

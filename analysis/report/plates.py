@@ -154,7 +154,7 @@ def regression_line(points: pd.DataFrame, confidence: float) -> pd.DataFrame:
         confidence: level of the interval.
     """
     if len(points) < 3 or points["x"].nunique() == 1:
-        return pd.DataFrame(columns=["x", "mean", "low", "high"])
+        return pd.DataFrame(columns=["x", "mean", "low", "high"], dtype=float)
     from statsmodels.api import OLS, add_constant
 
     at = np.linspace(points["x"].min(), points["x"].max(), 50)

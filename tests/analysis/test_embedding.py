@@ -127,7 +127,7 @@ def test_of_very_many_images_some_are_drawn(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_only_the_general_run_of_the_first_seed_is_shown() -> None:
-    study = Study.model_validate(settings())
+    study = Study.model_validate(settings(analysis={}))
     runs = [Run(*cell, "x") for cell in study.trainings]
     asked = {run.label: one for run in runs if (one := asked_embeddings(study, run))}
     assert asked == dict.fromkeys(("small-all-s0", "vgg16-5-all-s0", "untrained-all-s0"), Asked(("pca", "tsne"), 0))
