@@ -14,6 +14,7 @@ import joblib
 import pandas as pd
 
 from analysis.cells import Cell, CellTables, Sample, analyse_cell, prepare
+from analysis.diagnostics import exchanged_tests, first_general, metric_correlations
 from analysis.dictionary import TABLES, data_dictionary
 from analysis.families import bh_by, decide, over_cells
 from analysis.interactions import decided
@@ -67,7 +68,8 @@ def analyse(study: Study, layout: Layout, runs: list[RunRow], *, num_workers: in
     )
     samples = dict(zip(names, prepared, strict=True))
     results = parallel(joblib.delayed(analyse_cell)(cell, samples[cell.sample], study.analysis) for cell in cells)
-    for name, written in _tables(cells, samples, results, runs, rated, study).items():
+    tables = _tables(cells, samples, results, runs, rated, study) | _diagnostics(cells, samples[ALL], study, parallel)
+    for name, written in tables.items():
         _write(layout, name, written)
 
 
@@ -190,6 +192,17 @@ def _corrected(results: list[CellTables], analysis: Analysis) -> tuple[pd.DataFr
         ridge = bh_by(ridge, ["subset"], ["p_delta", "p_metrics"])
         interactions = decided(bh_by(interactions, ["subset", "estimator"], ["p"]), analysis)
     return correlations, sweep, ridge, interactions
+
+
+def _diagnostics(cells: list[Cell], every: Sample, study: Study, parallel: joblib.Parallel) -> dict[str, pd.DataFrame]:
+    """How the metrics of each model hang together, and what tests say of exchanged ratings."""
+    chosen = first_general(cells)
+    between = parallel(joblib.delayed(metric_correlations)(cell, every, study.data.score) for cell in chosen)
+    exchanged = parallel(joblib.delayed(exchanged_tests)(cell, every) for cell in chosen)
+    return {
+        "metric_correlations": _stack("metric_correlations", between),
+        "exchanged_tests": _stack("exchanged_tests", exchanged),
+    }
 
 
 def _stack(name: str, tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -276,6 +276,24 @@ TABLES: dict[str, Columns] = {
         "p_adjusted": ("adjusted p, the largest over the seeds", "probability"),
         **_OF_ALL_SEEDS,
     },
+    "metric_correlations": _WHERE
+    | {
+        "layer": _TEST["layer"],
+        "metric": _TEST["metric"],
+        "other_layer": ("layer of the other metric; rating for the ratings", ""),
+        "other_metric": ("the other metric, or the column of the ratings", ""),
+        "n": ("number of images with both", "images"),
+        "estimate": ("Pearson correlation of the two over the images", "correlation"),
+        "p_parametric": ("two-sided p of the t test; raw", "probability"),
+        "reason": ("why there is no estimate; empty if there is one", ""),
+    },
+    "exchanged_tests": _WHERE
+    | {
+        "estimator": _ESTIMATOR["estimator"],
+        "alpha": ("level of the test", "probability"),
+        "rate": ("share of t tests with a p of at most alpha, of ratings exchanged within groups", "fraction"),
+        "num_tests": ("number of these tests: orders of the ratings times metrics", "tests"),
+    },
     "runs": {
         "run_id": ("id of the run: model, group, seed and the hash of what made it", ""),
         "model": ("name of the model in the study", ""),

@@ -4,6 +4,7 @@
     layer, quantile, epsilon, num_reference metrics/<run>.epsilon.csv
     histograms of each image and layer      metrics/<run>.histograms.h5   (fluence.store.histograms)
     layer, unit, gini, …                    metrics/<run>.units.parquet   if the study asks for it
+    image_id, method, x, y                  metrics/<run>.embedding.parquet   likewise (analysis.embedding)
 
 Metrics of a layer are those of `analysis.sparsity.METRICS`, and `l_eps_count_qNN` and `l_eps_fraction_qNN` for each
 quantile NN of the ε rule; gates have `gini` and those of `analysis.gates`. The layer `reconstruction` holds the errors
@@ -38,6 +39,7 @@ from fluence.store.outcome import write_progress
 from fluence.study import Epsilon, SparsityMetrics
 
 if TYPE_CHECKING:
+    from analysis.embedding import Asked as AskedEmbeddings
     from analysis.typicality import Asked
 
 __all__ = ["LOSS", "LOSS_PROBES", "RECONSTRUCTION", "measure", "quantile_name"]
@@ -57,6 +59,7 @@ def measure(
     *,
     key: str,
     typicality: Asked | None = None,
+    embeddings: AskedEmbeddings | None = None,
     stop: Callable[[], bool] = lambda: False,
     rank: int = 0,
     world_size: int = 1,
@@ -74,6 +77,7 @@ def measure(
         sparsity: over what sparsity is measured.
         key: hash of what determines the metrics; kept in the file.
         typicality: what is asked about it; None does not compute it.
+        embeddings: what is asked about the latents in the plane; None makes no map.
         stop: asked after every block.
         rank: number of this process, from 0.
         world_size: number of processes that share the layers.
@@ -112,6 +116,7 @@ def measure(
             if layer not in own:
                 partial.wait_for(layer, work.needs_units)
                 work.do(layer)  # what is damaged of it
+        _embed(run, layout, source, embeddings, key)
         _write(run, layout, work, typical.of(source.layers), key)
     partial.remove()
 
@@ -279,6 +284,16 @@ class _Typicality:
 
 
 # ── Writing ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _embed(run: Run, layout: Layout, source: Activations, asked: AskedEmbeddings | None, key: str) -> None:
+    """Writes the map of the latents, or removes that of an earlier study which asked for one."""
+    if asked is None:
+        layout.embedding(run.id).unlink(missing_ok=True)
+        return
+    from analysis.embedding import write_embedding
+
+    write_embedding(source, asked, layout.embedding(run.id), key)
 
 
 def _write(run: Run, layout: Layout, work: _Work, typical: dict[str, dict[str, np.ndarray]], key: str) -> None:

@@ -124,6 +124,10 @@ class Layout:
         """Metrics of each unit over the images, if the study asks for them."""
         return self.root / "metrics" / f"{run_id}.units.parquet"
 
+    def embedding(self, run_id: str) -> Path:
+        """Where the latents of each image lie in the plane, if the study asks for it."""
+        return self.root / "metrics" / f"{run_id}.embedding.parquet"
+
     def partial_metrics(self, run_id: str) -> Path:
         """Folder of what is finished while a run is being measured; gone when it is measured."""
         return self.root / "metrics" / f"{run_id}.partial"

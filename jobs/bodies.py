@@ -127,6 +127,7 @@ def _extract(task: Task, context: Context) -> Result:
 
 
 def _measure(task: Task, context: Context) -> Result:
+    from analysis.embedding import asked_embeddings
     from analysis.measure import measure
     from analysis.tables import asked_typicality
 
@@ -140,6 +141,7 @@ def _measure(task: Task, context: Context) -> Result:
         settings.sparsity,
         key=task.key,
         typicality=asked,
+        embeddings=asked_embeddings(study, task.run),
         stop=context.stop,
         rank=context.share.rank,
         world_size=context.share.world_size,

@@ -44,7 +44,7 @@ def check(study: Study, layout: Layout, *, strict: bool = False) -> Report:
     if training is not None:
         findings += [*_groups(study, training, rated), *_attributes(study, training)]
     models = list(_models(study))
-    models += _layers_of_densities(study)
+    models += [*_layers_of_densities(study), *_packages(study)]
     findings += [*models, *look_for_weights(study), *_device(study), *_output(layout)]
     if rated is not None and training is not None and not Report(tuple(models)).has_errors:
         sizes = {**training.table["group"].value_counts(), ALL: len(training.table)}
@@ -158,6 +158,15 @@ def _images_of_densities(study: Study, rated: Manifest) -> Findings:
             needed = f"{max(asked.each_components)} components need {asked.fewest_images} images"
             found = f"{needed}, and {asked.folds} folds leave {left} of the {size} {what}"
             yield Finding("error", key, found, f"write at most {left // 5}" if left >= 5 else "write typicality: null")
+
+
+def _packages(study: Study) -> Findings:
+    """Whether what draws the latents is installed."""
+    from analysis.embedding import why_not
+
+    if reason := why_not(study.analysis.embeddings):
+        found, _, hint = reason.partition("; ")
+        yield Finding("error", "analysis.embeddings", found, hint)
 
 
 def _groups(study: Study, training: Manifest, rated: Manifest | None) -> Findings:

@@ -160,7 +160,7 @@ def _run_tasks(
     record = {"record": study.record.model_dump(mode="json", exclude={"compression"})}
     extract = _task("extract", run.id, record, (train, rated, trained_on), run)
     needed = (rated, trained_on, extract) if study.analysis.typicality else (extract,)
-    return [train, extract, _task("measure", run.id, _measure_section(study), needed, run)]
+    return [train, extract, _task("measure", run.id, _measure_section(study, run), needed, run)]
 
 
 def _pack(study: Study, name: str, fingerprint: str) -> Task:
@@ -189,10 +189,12 @@ def _train_section(study: Study, model: str, group: str, seed: int) -> Section:
     }
 
 
-def _measure_section(study: Study) -> Section:
-    """ε and sparsity alone, or also typicality, with all that its folds and groups come from."""
+def _measure_section(study: Study, run: Run) -> Section:
+    """ε and sparsity alone, or also maps of the latents, or typicality with all that its folds and groups come from."""
     analysis = study.analysis
     section: Section = analysis.model_dump(mode="json", include={"epsilon", "sparsity"})
+    if embeddings := study.embeddings_of(run.model, run.group, run.seed):
+        section |= {"embeddings": list(embeddings), "seed": analysis.seed}
     if analysis.typicality is None:
         return section
     typicality = analysis.typicality.model_dump(mode="json")

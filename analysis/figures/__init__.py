@@ -5,19 +5,27 @@ and PDF, and hands it to the report as a `Plate`.
 """
 
 from analysis.figures.comparisons import MOST_PANELS, Style, compared_curves, metric_by_layer, style_of
+from analysis.figures.diagnostics import noise_ceiling, p_calibration, power, seed_spread
 from analysis.figures.effects import correlations_by_layer, epsilon_sweep, estimators, forest, gain_over_confounds
-from analysis.figures.images import covariate_correlations, distributions, ratings_by_group, scatter
+from analysis.figures.images import covariate_correlations, distributions, ratings_by_group
+from analysis.figures.joint import MOST_POINTS, joint
+from analysis.figures.latents import MOST_MAPS, Panel, latent_maps
+from analysis.figures.matrices import correlation_matrix, ridge_heat
 from analysis.figures.plate import Plate, Shows, colour_of, draw
 from analysis.figures.training import Strip, family_of, loss_curves, reconstructions, term_name
 
 __all__ = [
+    "MOST_MAPS",
     "MOST_PANELS",
+    "MOST_POINTS",
+    "Panel",
     "Plate",
     "Shows",
     "Strip",
     "Style",
     "colour_of",
     "compared_curves",
+    "correlation_matrix",
     "correlations_by_layer",
     "covariate_correlations",
     "distributions",
@@ -27,11 +35,17 @@ __all__ = [
     "family_of",
     "forest",
     "gain_over_confounds",
+    "joint",
+    "latent_maps",
     "loss_curves",
     "metric_by_layer",
+    "noise_ceiling",
+    "p_calibration",
+    "power",
     "ratings_by_group",
     "reconstructions",
-    "scatter",
+    "ridge_heat",
+    "seed_spread",
     "style_of",
     "term_name",
 ]

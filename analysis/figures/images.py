@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 
 from analysis.figures.plate import (
     COLOURS,
-    INK,
-    MUTED,
     ONE_COLUMN_IN,
     PALE,
     TWO_COLUMNS_IN,
@@ -103,27 +101,3 @@ def _distribution_panel(axes: Axes, rows: pd.DataFrame, colour: str) -> None:
     axes.set_xticks(position, rows["layer"], rotation=90)
     axes.set_xlim(-0.6, max(len(rows), 1) - 0.4)
     axes.grid(axis="y", color=PALE, linewidth=0.6)
-
-
-def scatter(points: pd.DataFrame, x_label: str, y_label: str) -> Figure:
-    """One metric against the ratings, with the least-squares line of all images.
-
-    Args:
-        points: columns x and y, one row per image.
-        x_label: name of the metric.
-        y_label: name of the ratings.
-    """
-    figure = Figure(figsize=(ONE_COLUMN_IN, 2.7))
-    axes = figure.subplots()
-    points = points.dropna()
-    axes.plot(points["x"], points["y"], ".", color=COLOURS[0], markersize=3, alpha=0.5, markeredgewidth=0)
-    if len(points) > 2 and points["x"].nunique() > 1:
-        slope, intercept = np.polyfit(points["x"], points["y"], 1)
-        ends = np.array([points["x"].min(), points["x"].max()])
-        axes.plot(ends, intercept + slope * ends, color=INK, linewidth=1)
-    axes.set_xlabel(shorten(x_label, 50))
-    axes.set_ylabel(shorten(y_label, 40))
-    axes.text(
-        0.99, 1.0, f"n = {len(points)}", transform=axes.transAxes, ha="right", va="bottom", color=MUTED, fontsize=7
-    )
-    return figure

@@ -22,7 +22,7 @@ ONE_COLUMN_IN, TWO_COLUMNS_IN = 3.5, 7.0
 Shows = Literal["numbers", "ratings", "images"]
 """What a figure shows: summaries, a mark for each rated image, or pictures."""
 WIDEST_LABEL = 24  # characters beside a panel of a grid, which would otherwise run into the next one's
-_DPI = 200
+DPI = 200
 _PHOTOGRAPHS_DPI = 150  # in the page, which holds all of them; the files have all dots
 INK, MUTED, PALE = "#1a1a1a", "#767676", "#eeeeee"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -108,7 +108,7 @@ def draw(
             with atomic_path(folder / f"{name}.{kind}") as temporary:
                 temporary.write_bytes(content)
         image = _saved(figure, "jpeg", words) if photographs else files["png"]
-    width, height = (round(side * _DPI) for side in figure.get_size_inches())
+    width, height = (round(side * DPI) for side in figure.get_size_inches())
     media_type = "image/jpeg" if photographs else "image/png"
     return Plate(name, title, caption, image, media_type, width, height)
 
@@ -129,7 +129,7 @@ def _saved(figure: Figure, kind: str, words: Mapping[str, str]) -> bytes:
         "jpeg": {"pil_kwargs": {"quality": 85, "optimize": True}},
     }[kind]
     target = io.BytesIO()
-    dpi = _PHOTOGRAPHS_DPI if kind == "jpeg" else _DPI
+    dpi = _PHOTOGRAPHS_DPI if kind == "jpeg" else DPI
     figure.savefig(target, format=kind, dpi=dpi, facecolor="white", **options)
     return target.getvalue()
 
@@ -141,7 +141,7 @@ def _few_colours(png: bytes, words: Mapping[str, str]) -> bytes:
     target, about = io.BytesIO(), PngInfo()
     for name, text in words.items():
         about.add_itxt(name, text)
-    few.save(target, format="PNG", optimize=True, dpi=(_DPI, _DPI), pnginfo=about)
+    few.save(target, format="PNG", optimize=True, dpi=(DPI, DPI), pnginfo=about)
     return target.getvalue()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from analysis.report import findings, record
 from analysis.report.caveats import caveats
 from analysis.report.comparisons import comparisons
+from analysis.report.diagnostics import diagnostics
 from analysis.report.evidence import Evidence, gather
 from analysis.report.groups import groups
 from analysis.report.models import models
@@ -49,6 +50,7 @@ def _page(evidence: Evidence) -> Page:
         groups(evidence, summary),
         models(evidence),
         *comparisons(evidence, summary),
+        diagnostics(evidence, summary),
         record.rated_images_section(evidence),
         record.failures(evidence),
         record.methods(evidence),

@@ -30,6 +30,7 @@ from analysis.report.page import (
     p_equals,
     p_value,
 )
+from analysis.report.plates import compared_maps
 from analysis.report.summary import (
     Summary,
     error_names,
@@ -58,6 +59,7 @@ def comparisons(evidence: Evidence, summary: Summary) -> tuple[Section, ...]:
 def _items(case: Case) -> Iterator[Item]:
     yield from _losses(case)
     yield from _reconstructions(case)
+    yield from compared_maps(case.evidence, case.name, case.models)
     yield _loss_table(case)
     yield _metric_table(case)
     yield _gain_table(case)

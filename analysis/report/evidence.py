@@ -30,6 +30,8 @@ TABLES = (
     "summary_constraint",
     "summary_layers",
     "epsilon_sweep",
+    "metric_correlations",
+    "exchanged_tests",
     "runs",
     "coverage",
     "noise_ceiling",

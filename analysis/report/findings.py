@@ -11,7 +11,8 @@ import pandas as pd
 from analysis import figures
 from analysis.families import WORDS
 from analysis.measure import LOSS, RECONSTRUCTION
-from analysis.report.evidence import Evidence, metric_quantiles, metrics_of
+from analysis.report.diagnostics import ridge_tables
+from analysis.report.evidence import Evidence, metric_quantiles
 from analysis.report.page import NOTHING, Cell, Item, Section, Table, Text, cell, drawn, interval, p_value, sortable
 from analysis.report.summary import (
     ALL_IMAGES,
@@ -22,7 +23,6 @@ from analysis.report.summary import (
     error_names,
     expected_words,
     incomplete,
-    metric_name,
     reported_metrics,
     seeds_done,
     untrained_models,
@@ -73,7 +73,6 @@ def metrics(evidence: Evidence, summary: Summary) -> Section:
         items += [
             *_by_layer(evidence, summary, "pearson", "Correlation with the ratings by layer."),
             *_by_layer(evidence, summary, "partial", "The same with the confounds taken out (partial correlation)."),
-            *_scatter(evidence, summary),
             *_sweep(evidence),
         ]
     items += [*_distributions(evidence), *_correlation_table(evidence, summary)]
@@ -105,7 +104,7 @@ def regression(evidence: Evidence, summary: Summary) -> Section:
         picture,
         _ridge_table(evidence, rows, "R² of ridge regression, pooled out of fold", with_predictors=True),
     ]
-    return Section("regression", "Regression", [*items, *_naive(evidence, rows)])
+    return Section("regression", "Regression", [*items, *ridge_tables(evidence, summary), *_naive(evidence, rows)])
 
 
 def _colours(evidence: Evidence) -> dict[str, str]:
@@ -186,33 +185,6 @@ def _by_layer(evidence: Evidence, summary: Summary, estimator: str, title: str) 
 def corrected_over(evidence: Evidence) -> str:
     """What is corrected together, to follow a comma."""
     return f"corrected over {WORDS[evidence.study.analysis.family]}"
-
-
-def _scatter(evidence: Evidence, summary: Summary) -> Iterator[Item]:
-    table = summary.general_correlations("pearson").dropna(subset=["r"])
-    table = table[~table["model"].isin(untrained_models(evidence))]
-    if table.empty:
-        return
-    top = table.loc[table["r"].abs().idxmax()]
-    run = next(run for run in evidence.done if (run.model, run.group) == (top["model"], ALL_IMAGES))
-    values = metrics_of(evidence, run)
-    if values is None:
-        return
-    chosen = values[(values["layer"] == top["layer"]) & (values["metric"] == top["metric"])]
-    points = chosen.set_index("image_id")["value"].rename("x").to_frame().join(evidence.ratings()["score"].rename("y"))
-    name = metric_name(evidence, top["layer"], top["metric"])
-    yield drawn(
-        evidence.layout,
-        "strongest",
-        "The metric with the largest correlation.",
-        f"{name} in {run.label}, one point per image. Chosen after the fact as the largest of {len(table)}, so its "
-        "size is exaggerated.",
-        figures.scatter,
-        points,
-        name,
-        evidence.study.data.score,
-        shows="ratings",
-    )
 
 
 def _sweep(evidence: Evidence) -> Iterator[Item]:

@@ -9,7 +9,8 @@ from analysis.kinds import has_prior, is_tilted
 from analysis.report.compared import compared_terms
 from analysis.report.evidence import Evidence, Which, sample_strips
 from analysis.report.page import Item, Section, Table, Text, cell, drawn
-from analysis.report.summary import untrained_models
+from analysis.report.plates import plates_of
+from analysis.report.summary import summarise, untrained_models
 from fluence.study import ArVaeModel, Model, VqVaeModel
 
 _CAPTIONS: dict[Which, str] = {
@@ -22,8 +23,9 @@ _CAPTIONS: dict[Which, str] = {
 def models(evidence: Evidence) -> Section:
     """Loss curves and reconstructions of each model."""
     items: list[Item] = [_table(evidence)]
+    summary = summarise(evidence)
     for model in evidence.study.model_names:
-        items += [*_curves(evidence, model), *_reconstructions(evidence, model)]
+        items += [*_curves(evidence, model), *_reconstructions(evidence, model), *plates_of(evidence, summary, model)]
     return Section("models", "Models", items)
 
 

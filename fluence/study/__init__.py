@@ -11,7 +11,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fluence.errors import StudyError
-from fluence.study.analysis import Analysis, Correction, Epsilon, Family, Metric, Ridge, SparsityMetrics
+from fluence.study.analysis import (
+    Analysis,
+    Correction,
+    EmbeddingMethod,
+    Epsilon,
+    Family,
+    Metric,
+    Ridge,
+    SparsityMetrics,
+)
 from fluence.study.data import (
     CfdDataset,
     CsvDataset,
@@ -89,6 +98,7 @@ __all__ = [
     "DenseLatent",
     "DfcLoss",
     "Effect",
+    "EmbeddingMethod",
     "Epsilon",
     "FaceFeatures",
     "FairFaceDataset",
@@ -344,6 +354,13 @@ class Study(Section):
         if isinstance(settings, PixelsModel):
             raise StudyError(f"models.{model}: nothing but pixels, and no network")
         return settings
+
+    def embeddings_of(self, model: str, trained_on: str, seed: int) -> tuple[EmbeddingMethod, ...]:
+        """The maps that are made of a run's latents: those of the general run with the first seed."""
+        if isinstance(self.models[model], PixelsModel):
+            return ()  # which have no latents
+        first = trained_on == "all" and seed == self.seeds_of(model)[0]
+        return self.analysis.embeddings if first else ()
 
     def training_of(self, model: str) -> Training:
         """The training settings of one model: the study's, with the model's own on top."""

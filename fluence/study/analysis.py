@@ -28,6 +28,9 @@ Correction = Literal["bh", "max-r"]
 Family = Literal["cell", "metric", "layer", "study"]
 
 
+EmbeddingMethod = Literal["pca", "tsne", "umap"]
+
+
 class SparsityMetrics(Section):
     """Over what the sparsity of a layer is measured."""
 
@@ -64,6 +67,9 @@ class Analysis(Section):
     only. Errors, sharpness and gates always enter."""
     typicality: Typicality | None = None
     """Also compute how typical each image is; `null` does not."""
+    embeddings: tuple[EmbeddingMethod, ...] = ("pca", "tsne")
+    """Maps of the latents for the report, of each model's general run with the first seed: `pca`, linear; `tsne`;
+    `umap`, which needs `pip install 'fluence[umap]'`. `[]` makes none."""
     covariates: tuple[str, ...] = ("group", "luminance_mean", "luminance_contrast", "pixel_gini", "age")
     """The confound baseline: `group` and any column of the packed images. One that a data set lacks is left out,
     and the report says so."""

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.analyse import analyse
+from analysis.embedding import asked_embeddings
 from analysis.measure import measure
 from analysis.tables import asked_typicality
 from fluence.layout import Layout, Run, RunRow
@@ -62,7 +63,12 @@ def settings(**changes: object) -> dict[str, object]:
             "untrained": {"kind": "vae", "training": {"epochs": 0}},
         },
         "training": {"epochs": 8},
-        "analysis": {"permutations": 99, "bootstrap": 99, "ridge": {"folds": 3, "repeats": 1}},
+        "analysis": {
+            "permutations": 99,
+            "bootstrap": 99,
+            "ridge": {"folds": 3, "repeats": 1},
+            "embeddings": ["pca"],
+        },
         "grid": {"groups": ["all", "asian-female", "white-male"], "seeds": [0, 1]},
     } | changes
 
@@ -197,7 +203,8 @@ def build(
         if row.status == "done":
             write_activations(layout, row.run, list(table["image_id"]), hidden, pixels, training)
             asked = asked_typicality(study, layout)
-            measure(row.run, layout, study.analysis.epsilon, study.analysis.sparsity, key="k", typicality=asked)
+            maps, asks = asked_embeddings(study, row.run), study.analysis
+            measure(row.run, layout, asks.epsilon, asks.sparsity, key="k", typicality=asked, embeddings=maps)
         made = provenance(time.time(), {"pack/web": "k"}) if row.status == "done" else {}
         write_outcome(layout.outcome("train", row.run.id), Outcome(row.status, "0a1b2c3d", row.reason, {}, made))
     analyse(study, layout, runs, num_workers=1)

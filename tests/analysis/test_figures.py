@@ -178,13 +178,11 @@ def test_every_other_figure_can_be_drawn() -> None:
     covariates = pd.DataFrame({"covariate": ["age"], "r": [0.1], "ci_low": [0.0], "ci_high": [0.2]})
     quantiles = correlations().assign(q05=0.1, q50=0.2, q95=0.3)
     sweep = pd.concat([correlations().assign(quantile=quantile) for quantile in (0.25, 0.5)])
-    points = pd.DataFrame({"x": rng.normal(size=9), "y": rng.normal(size=9)})
     naive = pd.DataFrame({"label": ["m", "m"], "estimator": ["honest", "naive"], "value": [-0.1, 0.3]})
     assert "Share of images" in texts(drawn(figures.ratings_by_group, ratings, "beauty"))
     assert "age" in texts(drawn(figures.covariate_correlations, covariates))
     assert "small" in texts(drawn(figures.distributions, quantiles, {"gini": "Gini"}, MODELS))
     assert "0.25" in texts(drawn(figures.epsilon_sweep, sweep[sweep["metric"] == "l_eps"], list(MODELS)))
-    assert "n = 9" in texts(drawn(figures.scatter, points, "Gini", "beauty"))
     assert "naive" in texts(drawn(figures.estimators, naive))
 
 

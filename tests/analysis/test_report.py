@@ -93,6 +93,8 @@ def test_figures_lie_beside_the_page_in_both_formats(made: MadeStudy) -> None:
     assert stems[".png"] == stems[".pdf"]
     expected = {"answer", "ridge", "ratings", "covariates", "estimators", "epsilon-sweep", "loss-small", "groups-small"}
     assert expected | {"reconstructions-rated-small", "correlations-partial-1", "distributions-1"} <= stems[".png"]
+    expected = {f"{kind}-small" for kind in ("matrix", "joint", "latents")} | {"p-calibration", "power", "ceiling"}
+    assert expected | {"seed-spread-1", "ridge-table-1"} <= stems[".png"]
 
 
 def test_names_from_the_study_are_escaped(html: str) -> None:
@@ -105,7 +107,18 @@ def test_names_from_the_study_are_escaped(html: str) -> None:
 
 def test_every_chapter_is_there(html: str) -> None:
     ids = Links(html).ids
-    chapters = ["metrics", "regression", "groups", "models", "images", "failures", "methods", "provenance", "tables"]
+    chapters = [
+        "metrics",
+        "regression",
+        "groups",
+        "models",
+        "diagnostics",
+        "images",
+        "failures",
+        "methods",
+        "provenance",
+        "tables",
+    ]
     assert [name for name in ids if name in chapters] == chapters
 
 
