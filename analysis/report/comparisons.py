@@ -13,6 +13,7 @@ from analysis.gates import REPORTED
 from analysis.measure import RECONSTRUCTION
 from analysis.report.compared import Case, case_of
 from analysis.report.evidence import Evidence, compared_strips, run_means
+from analysis.report.inside import with_and_without
 from analysis.report.page import (
     NOTHING,
     Cell,
@@ -57,6 +58,7 @@ def comparisons(evidence: Evidence, summary: Summary) -> tuple[Section, ...]:
 def _items(case: Case) -> Iterator[Item]:
     yield from _losses(case)
     yield from _reconstructions(case)
+    yield from with_and_without(case)
     yield _loss_table(case)
     yield _metric_table(case)
     yield _gain_table(case)

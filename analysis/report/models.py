@@ -8,6 +8,7 @@ from analysis import figures
 from analysis.kinds import has_prior, is_tilted
 from analysis.report.compared import compared_terms
 from analysis.report.evidence import Evidence, Which, sample_strips
+from analysis.report.inside import inside
 from analysis.report.page import Item, Section, Table, Text, cell, drawn
 from analysis.report.summary import untrained_models
 from fluence.study import ArVaeModel, Model, VqVaeModel
@@ -23,7 +24,7 @@ def models(evidence: Evidence) -> Section:
     """Loss curves and reconstructions of each model."""
     items: list[Item] = [_table(evidence)]
     for model in evidence.study.model_names:
-        items += [*_curves(evidence, model), *_reconstructions(evidence, model)]
+        items += [*_curves(evidence, model), *_reconstructions(evidence, model), *inside(evidence, model)]
     return Section("models", "Models", items)
 
 

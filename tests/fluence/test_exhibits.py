@@ -215,8 +215,10 @@ def test_slerp_reaches_its_ends_and_has_no_direction_of_its_own(a: torch.Tensor,
 @settings(deadline=None)
 @given(st.floats(0.01, 3.1), st.floats(0, 1))
 def test_slerp_stays_on_the_sphere_and_turns_evenly(angle: float, share: float) -> None:
-    a, b = torch.tensor([2.0, 0.0]).double(), 2 * torch.tensor([math.cos(angle), math.sin(angle)]).double()
-    expected = 2 * torch.tensor([math.cos(share * angle), math.sin(share * angle)]).double()
+    a, b, expected = (
+        torch.tensor([2 * math.cos(turn), 2 * math.sin(turn)], dtype=torch.float64)
+        for turn in (0.0, angle, share * angle)
+    )
     torch.testing.assert_close(slerp(a, b, share), expected, rtol=1e-8, atol=1e-8)
 
 
