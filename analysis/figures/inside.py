@@ -24,6 +24,8 @@ _NOTE_IN = 0.6  # room beside a row of maps for a few words
 _PANELS_ACROSS = 4
 _UNITS_ACROSS = 5
 _UNIT_BINS = 20
+_VALUES_PER_BIN = 8
+_LINES = ("-", "--", "-.", ":")
 _OVERLAY = 0.6  # share of the colours of a map over a face
 
 
@@ -120,7 +122,7 @@ def gate_values(layers: Sequence[tuple[str, np.ndarray]]) -> Figure:
             )  # fmt: skip
         axes.set_title(shorten(name, 24))
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    figure.supxlabel("Channel, by its mean gate", fontsize=8)
+        axes.set_xlabel("Channel (sorted)")
     figure.supylabel("Gate", fontsize=8)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(layers[0][1]))
     return figure
@@ -182,25 +184,38 @@ def layer_histograms(layers: Sequence[tuple[str, Sequence[LayerHistogram]]], sty
     figure, panels = _panels(len(layers), 1.45)
     for axes, (name, histograms) in zip(panels, layers, strict=True):
         for place, one in enumerate(histograms):
-            density = one.active * one.counts / max(one.counts.sum(), 1) / np.diff(one.edges)
-            colour = styles[one.label][0]
-            axes.stairs(np.where(density > 0, density, np.nan), one.edges, color=colour, linewidth=1.0)
+            density, edges = _density(one)
+            colour, line = styles[one.label][0], _LINES[place % len(_LINES)]
+            axes.stairs(np.where(density > 0, density, np.nan), edges, color=colour, linestyle=line, linewidth=1.0)
             axes.text(
                 0.97, 0.97 - 0.11 * place, f"{1 - one.active:.0%}", transform=axes.transAxes, ha="right", va="top",
                 fontsize=6.5, color=colour,
             )  # fmt: skip
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(numticks=4))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5), numticks=4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # no TeX: see plate.py
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title(shorten(name, 24))
+        axes.set_xlabel("Value")
     labels = list(dict.fromkeys(one.label for _, histograms in layers for one in histograms))
     if len(labels) > 1:
-        handles = [Line2D([], [], color=styles[label][0], label=shorten(label)) for label in labels]
+        handles = [
+            Line2D([], [], color=styles[label][0], linestyle=_LINES[place % len(_LINES)], label=shorten(label))
+            for place, label in enumerate(labels)
+        ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
-    figure.supxlabel("Value", fontsize=8)
     figure.supylabel("Density", fontsize=8)
     return figure
+
+
+def _density(one: LayerHistogram) -> tuple[np.ndarray, np.ndarray]:
+    """Density of a layer's values in each bin, and the edges; neighbouring bins are joined where few values are."""
+    joined = 1
+    while joined < len(one.counts) // 8 and one.counts.sum() * joined < _VALUES_PER_BIN * len(one.counts):
+        joined *= 2
+    counts, edges = np.add.reduceat(one.counts, np.arange(0, len(one.counts), joined)), one.edges[::joined]
+    return one.active * counts / max(counts.sum(), 1) / np.diff(edges), edges
 
 
 def ways_between(originals: np.ndarray, ways: np.ndarray) -> Figure:

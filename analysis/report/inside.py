@@ -94,8 +94,8 @@ def _maps(evidence: Evidence, found: _Inside) -> Iterator[Item]:
             f"Feature maps of {found.run.model}.",
             f"The first channels of each layer on image {found.image}, {_how(found)}. Within a row, dark is the "
             "smallest value and bright the largest. Behind: how much of the whole layer is not "
-            f"zero.{_pooled(found)} After a ReLU, a map that is dark all over is a channel that does not answer to this "
-            "face.",
+            f"zero.{_pooled(found)} After a ReLU, a map that is dark all over is a channel that does not answer to "
+            "this face.",
             figures.feature_maps,
             found.exhibits.originals[0],
             [found.row(layer.name, layer.name) for layer in layers],
@@ -135,7 +135,8 @@ def _attention(evidence: Evidence, found: _Inside) -> Iterator[Item]:
             evidence.layout,
             f"inside-gates-{found.run.model}",
             f"Gates of the channels of {found.run.model}.",
-            f"What each channel is multiplied by on images {images} (run {found.run.label}). Where the marks of the "
+            f"What each channel is multiplied by on images {images} (run {found.run.label}); channels are sorted by "
+            "their mean gate. Where the marks of the "
             "images coincide, the gates are the same for every face.",
             figures.gate_values,
             channels,
