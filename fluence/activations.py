@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fluence import exhibits
 from fluence.allocator import keep_freed_memory
 from fluence.data.images import ResidentImages, rows_of_group, split_rows
 from fluence.errors import ArtifactError, Interrupted, LostProcess
@@ -124,6 +125,8 @@ class _Extraction:
         self._names = "encoder" if isinstance(spec.model, PixelsModel) else spec.record.layers
         with record(self._network, self._names, spec.record.tap) as recorder:
             self._layers: tuple[LayerInfo, ...] = recorder.layers
+        self._units = {layer.name: exhibits.units_of(layer) for layer in self._layers}
+        self._picks = exhibits.picks(self._units, self._layers, self._device)
         self._block = block_images(4 * sum(layer.num_units for layer in self._layers))
         step = max(self._block, CHUNK_IMAGES)
         self._ids = list(self._rated.table["image_id"])
@@ -222,6 +225,7 @@ class _Extraction:
                 attributes=self._attributes(),
                 compression=spec.record.compression,
                 counted=counted,
+                units=self._units,
                 before_keep=lambda num_images: self._parts.keep(self._images.start + num_images),
             ) as writer,
             record(self._network, self._names, spec.record.tap) as recorder,
@@ -239,6 +243,7 @@ class _Extraction:
                     self._parts.add_reference(histograms)
                 if not isinstance(self._network, Pixels):
                     self._write_samples(writer)
+                    self._write_exhibits(writer, recorder, float32_layers)
             self._write_rated(writer, recorder, float32_layers, stop)
 
     def _write_rated(
@@ -280,7 +285,7 @@ class _Extraction:
         kept = writer.rows_kept
         if histograms := rows.histograms():
             self._parts.add(histograms)
-        writer.write_block(start, rows, probes)
+        writer.write_block(start, rows, probes, rows.units())
         if writer.rows_kept != kept:
             said()
 
@@ -302,12 +307,8 @@ class _Extraction:
         for start in range(0, len(rows), self._block):
             images = self._read(packed, rows[start : start + self._block])
             output = self._network(images)
-            yield (
-                start,
-                Rows(recorder.take(), float32_layers, ids[start : start + self._block], counted),
-                images,
-                output,
-            )
+            block_ids = ids[start : start + self._block]
+            yield start, Rows(recorder.take(), float32_layers, block_ids, counted, self._picks), images, output
 
     def _measure(self, images: torch.Tensor, output: Output) -> dict[str, np.ndarray]:
         """What the probes say of each image, float64 [images] by name."""
@@ -334,6 +335,13 @@ class _Extraction:
             output = self._network(self._read(packed, chosen))
             pixels = (output.reconstruction * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
             writer.write_samples(which, list(packed.table["image_id"].iloc[chosen]), originals, pixels.cpu().numpy())
+
+    def _write_exhibits(self, writer: ActivationWriter, recorder: Recorder, float32_layers: Mapping[str, str]) -> None:
+        """Keeps what the network makes of a few rated images, which are the same in every run."""
+        chosen = _spread(np.arange(len(self._rated)), exhibits.NUM_IMAGES)
+        ids = list(self._rated.table["image_id"].iloc[chosen])
+        images, originals = self._read(self._rated, chosen), self._rated.read(chosen)
+        writer.write_exhibits(exhibits.show(self._network, recorder, images, originals, ids, float32_layers))
 
     def _reference_rows(self) -> np.ndarray:
         """Training images, none of them held out, that ε is chosen on."""

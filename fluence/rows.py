@@ -28,6 +28,7 @@ class Rows(Mapping[str, np.ndarray]):
         float32_layers: names of those that stay float32.
         ids: of the images, for errors.
         counted: names of those of which `histograms` are wanted, and not the values.
+        picks: for some layers, where in [*shape] the units lie that `units` gives, an index [units] for each dimension.
 
     Raises:
         NeedsFloat32: another layer does not fit into float16. That a value is infinite shows only when it is written.
@@ -40,10 +41,13 @@ class Rows(Mapping[str, np.ndarray]):
         float32_layers: Mapping[str, str],
         ids: Sequence[str],
         counted: Collection[str] = (),
+        picks: Mapping[str, tuple[Tensor, ...]] | None = None,
     ) -> None:
         halved = {name: value for name, value in values.items() if name not in float32_layers}
         _check_fit(halved, ids)
         chosen = {name: value.half() if name in halved else value.float() for name, value in values.items()}
+        picked = {name: chosen[name][(slice(None), *places)] for name, places in (picks or {}).items()}
+        self._units = {name: _begin(value) for name, value in picked.items()}
         self._ids, self._counted = ids, {name: chosen.pop(name) for name in list(chosen) if name in counted}
         self._values = {name: _begin(value) for name, value in chosen.items()}
         self._arrival = torch.cuda.Event() if any(value.is_cuda for value in values.values()) else None
@@ -52,9 +56,17 @@ class Rows(Mapping[str, np.ndarray]):
 
     def __getitem__(self, layer: str) -> np.ndarray:
         """Waits for the values of a layer, [B, units]."""
+        self._await()
+        return _in_order(self._values[layer]).numpy()
+
+    def units(self) -> dict[str, np.ndarray]:
+        """Waits for the units that were picked, float16 or float32 [B, units] by layer; also of what is counted."""
+        self._await()
+        return {name: values.numpy() for name, values in self._units.items()}
+
+    def _await(self) -> None:
         if self._arrival:
             self._arrival.synchronize()
-        return _in_order(self._values[layer]).numpy()
 
     def histograms(self) -> dict[str, Histograms]:
         """Histograms of each image, of the layers that are to be counted.

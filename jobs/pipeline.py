@@ -43,7 +43,7 @@ class Stage:
 STAGES = (
     Stage("pack", each="dataset", version=2, uses_gpu=False, needs=()),
     Stage("train", each="run", version=2, uses_gpu=True, needs=("pack",), shared=True),
-    Stage("extract", each="run", version=2, uses_gpu=True, needs=("pack", "train"), shared=True),
+    Stage("extract", each="run", version=3, uses_gpu=True, needs=("pack", "train"), shared=True),
     Stage("measure", each="run", version=2, uses_gpu=False, needs=("pack", "extract"), shared=True),
     Stage("analyse", each="study", version=2, uses_gpu=False, needs=("pack", "measure")),
     Stage("report", each="study", version=2, uses_gpu=False, needs=("analyse",)),

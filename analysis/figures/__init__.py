@@ -8,6 +8,17 @@ from analysis.figures.comparisons import MOST_PANELS, Style, compared_curves, me
 from analysis.figures.diagnostics import noise_ceiling, p_calibration, power, seed_spread
 from analysis.figures.effects import correlations_by_layer, epsilon_sweep, estimators, forest, gain_over_confounds
 from analysis.figures.images import covariate_correlations, distributions, ratings_by_group
+from analysis.figures.inside import (
+    LayerHistogram,
+    MapRow,
+    UnitPanel,
+    attention_maps,
+    feature_maps,
+    gate_values,
+    layer_histograms,
+    unit_histograms,
+    ways_between,
+)
 from analysis.figures.joint import MOST_POINTS, joint
 from analysis.figures.latents import MOST_MAPS, Panel, latent_maps
 from analysis.figures.matrices import correlation_matrix, ridge_heat
@@ -18,11 +29,15 @@ __all__ = [
     "MOST_MAPS",
     "MOST_PANELS",
     "MOST_POINTS",
+    "LayerHistogram",
+    "MapRow",
     "Panel",
     "Plate",
     "Shows",
     "Strip",
     "Style",
+    "UnitPanel",
+    "attention_maps",
     "colour_of",
     "compared_curves",
     "correlation_matrix",
@@ -33,10 +48,13 @@ __all__ = [
     "epsilon_sweep",
     "estimators",
     "family_of",
+    "feature_maps",
     "forest",
     "gain_over_confounds",
+    "gate_values",
     "joint",
     "latent_maps",
+    "layer_histograms",
     "loss_curves",
     "metric_by_layer",
     "noise_ceiling",
@@ -48,4 +66,6 @@ __all__ = [
     "seed_spread",
     "style_of",
     "term_name",
+    "unit_histograms",
+    "ways_between",
 ]

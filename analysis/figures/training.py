@@ -29,7 +29,7 @@ _TERM_NAMES = {
     "sparsity/l0": "L0 sparsity",
     "sparsity/l1": "L1 sparsity",
     "attention/l1": "L1 of gates",
-    "sharpness": "Sharpness of the batch",
+    "sharpness": "Sharpness, L(W + ε̂) − L(W)",
 }
 _PER_LAYER = ("sparsity/", "attention/")
 _CROWD = "#b8b8b8"  # groups that are too many to have colours of their own

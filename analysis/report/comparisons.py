@@ -14,6 +14,7 @@ from analysis.measure import RECONSTRUCTION
 from analysis.report.compared import Case, case_of
 from analysis.report.constrained import constraint_tables
 from analysis.report.evidence import Evidence, compared_strips, run_means
+from analysis.report.inside import with_and_without
 from analysis.report.page import (
     NOTHING,
     Cell,
@@ -59,6 +60,7 @@ def comparisons(evidence: Evidence, summary: Summary) -> tuple[Section, ...]:
 def _items(case: Case) -> Iterator[Item]:
     yield from _losses(case)
     yield from _reconstructions(case)
+    yield from with_and_without(case)
     yield from compared_maps(case.evidence, case.name, case.models)
     yield _loss_table(case)
     yield _metric_table(case)

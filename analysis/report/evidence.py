@@ -103,19 +103,19 @@ def gather(study: Study, layout: Layout, runs: list[RunRow]) -> Evidence:
         try:
             evidence.tables[name] = read_statistics(layout.statistics, name)
         except FluenceError as error:
-            evidence.note(_short(error, layout))
+            evidence.note(short(error, layout))
     for name in dict.fromkeys((study.data.training, study.data.rated)):
         try:
             evidence.packed[name] = Packed(layout.packed(name))
         except FluenceError as error:
-            evidence.note(_short(error, layout))
+            evidence.note(short(error, layout))
     rows = [row for entry in runs for row in _curve_rows(layout, entry.run)]
     evidence.curves = pd.DataFrame(rows, columns=_CURVE_COLUMNS)
     evidence.outcomes = list(_outcomes(evidence))
     return evidence
 
 
-def _short(error: FluenceError, layout: Layout) -> str:
+def short(error: FluenceError, layout: Layout) -> str:
     """An error with the path relative to the study's folder: reports are passed on."""
     return str(error).replace(f"{layout.root}/", "")
 
@@ -162,13 +162,13 @@ def sample_strips(evidence: Evidence, model: str, which: Which) -> list[Strip]:
         Two rows for the model of all groups, two for the models of single groups, a few images of each; what does not
         exist is left out.
     """
-    first = _first_runs(evidence, model)
+    first = first_runs(evidence, model)
     own = [run for group, run in first.items() if group != "all"]
     strips = _pair(evidence, [first["all"]] if "all" in first else [], which, "all groups")
     return strips + _pair(evidence, own, which, "own group")
 
 
-def _first_runs(evidence: Evidence, model: str) -> dict[str, Run]:
+def first_runs(evidence: Evidence, model: str) -> dict[str, Run]:
     """The run with the smallest seed that is done, by group, in the order of the study."""
     groups = evidence.study.group_names
     runs = sorted((run for run in evidence.done if run.model == model), key=lambda run: -run.seed)
@@ -193,7 +193,7 @@ def _samples(evidence: Evidence, run: Run, which: Which) -> tuple[np.ndarray, np
         with Activations(evidence.layout.activations(run.id)) as activations:
             return activations.samples(which)
     except (FluenceError, KeyError) as error:
-        reason = _short(error, evidence.layout) if isinstance(error, FluenceError) else "no samples kept"
+        reason = short(error, evidence.layout) if isinstance(error, FluenceError) else "no samples kept"
         evidence.note(f"{run.label}, {which} images: {reason}")
         return None
 
@@ -210,7 +210,7 @@ def compared_strips(evidence: Evidence, models: Sequence[str], count: int) -> li
         A row of originals and one per model, of its general run with the smallest seed that is done. Images are
         matched by their ids. A model without samples has no row; nothing is returned if no image is in all of them.
     """
-    first = {model: _first_runs(evidence, model).get("all") for model in models}
+    first = {model: first_runs(evidence, model).get("all") for model in models}
     read = {model: _samples(evidence, run, "rated") for model, run in first.items() if run}
     kept = {model: samples for model, samples in read.items() if samples is not None and len(samples[0])}
     if not kept:
@@ -248,7 +248,7 @@ def metric_quantiles(evidence: Evidence, metrics: tuple[str, ...]) -> pd.DataFra
     """5 %, 50 % and 95 % of some metrics over the images: model, metric, layer, q05, q50, q95; first general run."""
     pieces = []
     for model in evidence.study.model_names:
-        run = _first_runs(evidence, model).get("all")
+        run = first_runs(evidence, model).get("all")
         values = metrics_of(evidence, run) if run else None
         if values is not None:
             chosen = values[values["metric"].isin(metrics)]
@@ -274,5 +274,5 @@ def metrics_of(evidence: Evidence, run: Run) -> pd.DataFrame | None:
     try:
         return read_table(Path(evidence.layout.metrics(run.id)))
     except FluenceError as error:
-        evidence.note(f"{run.label}: {_short(error, evidence.layout)}")
+        evidence.note(f"{run.label}: {short(error, evidence.layout)}")
         return None

@@ -8,6 +8,7 @@ from analysis import figures
 from analysis.kinds import has_prior, is_tilted
 from analysis.report.compared import compared_terms
 from analysis.report.evidence import Evidence, Which, sample_strips
+from analysis.report.inside import inside
 from analysis.report.page import Item, Section, Table, Text, cell, drawn
 from analysis.report.plates import plates_of
 from analysis.report.summary import summarise, untrained_models
@@ -25,7 +26,8 @@ def models(evidence: Evidence) -> Section:
     items: list[Item] = [_table(evidence)]
     summary = summarise(evidence)
     for model in evidence.study.model_names:
-        items += [*_curves(evidence, model), *_reconstructions(evidence, model), *plates_of(evidence, summary, model)]
+        items += [*_curves(evidence, model), *_reconstructions(evidence, model)]
+        items += [*inside(evidence, model), *plates_of(evidence, summary, model)]
     return Section("models", "Models", items)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from fluence.errors import ArtifactError
 from fluence.store.compression import write_compressed
+from fluence.store.exhibits import Exhibits, allocate_units, write_exhibits, write_units
 from fluence.store.files import atomic_path, explained, read_json, reserve, trim, write_json
 from fluence.store.layers import (
     FORMAT,
@@ -54,6 +55,7 @@ class ActivationWriter:
         attributes: JSON-serialisable facts to keep with the file.
         compression: name of the filter that the finished file is compressed with; None to leave it as it is.
         counted: names of layers of which the file holds no values: their histograms are kept elsewhere.
+        units: places of the units of each layer that are kept apart to be looked at.
         before_keep: called with the number of images that are about to count.
 
     Attributes:
@@ -77,6 +79,7 @@ class ActivationWriter:
         attributes: dict[str, Any] | None = None,
         compression: str | None = None,
         counted: Collection[str] = (),
+        units: Mapping[str, np.ndarray] | None = None,
         before_keep: Callable[[int], None] = lambda num_images: None,
     ) -> None:
         self._path, self._partial = path, path.with_name(f"{path.name}.partial")
@@ -84,7 +87,7 @@ class ActivationWriter:
         self._image_ids, self._reference_ids = list(image_ids), list(reference_ids)
         self._order, self._probes = tuple(layers), list(probes)
         self._layers = tuple(layer for layer in layers if layer.name not in counted)
-        self._before_keep = before_keep
+        self._units, self._before_keep = dict(units or {}), before_keep
         self._float32, self._compression = dict(float32_layers or {}), compression
         self._policy = {"key": key, "images": len(image_ids), "float32_layers": sorted(self._float32)}
         self._policy |= {"counted": sorted(counted)} if counted else {}
@@ -132,6 +135,7 @@ class ActivationWriter:
             for layer in self._layers
             for ids in (self._image_ids, self._reference_ids)
         )
+        space += sum(num_bytes((len(self._image_ids), len(units)), 4) for units in self._units.values())
         reserve(self._partial, space)
         with h5py.File(self._partial, "w") as file:
             reserve(self._partial, space)
@@ -149,20 +153,38 @@ class ActivationWriter:
             file.create_group("probes").attrs["order"] = json.dumps(self._probes)
             for probe in self._probes:
                 allocate(file, f"probes/{probe}", (len(self._image_ids),), "float64")
+            for layer in self._order:
+                if layer.name in self._units:
+                    allocate_units(file, layer.name, self._units[layer.name], len(self._image_ids), self._dtype(layer))
         reserve(self._partial, self._partial.stat().st_size + _SLACK_BYTES)
 
     def _dtype(self, layer: LayerInfo) -> np.dtype:
         return np.dtype("float32" if layer.name in self._float32 else "float16")
 
-    def write_block(self, start: int, layers: Mapping[str, np.ndarray], probes: Mapping[str, np.ndarray]) -> None:
-        """Writes the images from `start` on: values [images, units] of every layer, and [images] of every probe.
+    def write_block(
+        self,
+        start: int,
+        layers: Mapping[str, np.ndarray],
+        probes: Mapping[str, np.ndarray],
+        units: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Writes the images from `start` on.
+
+        Args:
+            start: the first image.
+            layers: values [images, units] of every layer that is stored.
+            probes: values [images] of every probe.
+            units: values [images, kept units] of the units that are kept apart.
 
         Raises:
             NeedsFloat32: a layer does not fit into float16.
-            ArtifactError: a value is NaN or infinite, blocks are not in order, or the disk is full.
+            ArtifactError: a value is NaN or infinite, blocks are not in order, units are missing, or the disk is full.
         """
+        units = units or {}
         if start != self.rows_done:
             raise ArtifactError(f"{self._path}: image {start} was given, image {self.rows_done} is next")
+        if missing := set(self._units) - set(units):
+            raise ArtifactError(f"{self._path}: the units of {', '.join(sorted(missing))} were not given")
         num_images = len(next(iter((*probes.values(), *layers.values())), ()))
         with explained(self._path):
             for name, values in layers.items():
@@ -170,6 +192,8 @@ class ActivationWriter:
             for name, values in probes.items():
                 self._check_probe(name, start, values)
                 self._file[f"probes/{name}"][start : start + num_images] = values
+            for name, values in units.items():
+                write_units(self._file, name, start, values)
             self.rows_done += num_images
         if time.monotonic() - self._kept_at >= min(self._keeping_s / _KEEPING_SHARE, _KEEP_WITHIN_S):
             self.keep()
@@ -211,6 +235,16 @@ class ActivationWriter:
             write_texts(group, f"{which}/image_id", image_ids)
             group.create_dataset(f"{which}/originals", data=originals)
             group.create_dataset(f"{which}/reconstructions", data=reconstructions)
+
+    def write_exhibits(self, exhibits: Exhibits) -> None:
+        """Keeps what the network makes of a few images. May be repeated.
+
+        Raises:
+            ArtifactError: the disk is full.
+        """
+        with explained(self._path):
+            reserve(self._partial, self._file.id.get_filesize() + exhibits.num_bytes + _SLACK_BYTES)
+            write_exhibits(self._file, exhibits)
 
     def keep(self) -> None:
         """Sees to it that what is written so far has reached the disk, and counts it.

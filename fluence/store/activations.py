@@ -8,6 +8,8 @@
     reference_id                 UTF-8 text [reference images]
     probes/<probe>               float64 [images]
     samples/<which>/…            image_id, originals and reconstructions (uint8), for the report
+    exhibits/…                   what is kept to be looked at: feature maps, histograms, single units, interpolations
+                                 (`fluence.store.exhibits`)
     attributes                   format, kind = "activations", and in `attributes` as JSON: key, and what the extractor
                                  adds
 
@@ -29,6 +31,7 @@ import pandas as pd
 
 from fluence.errors import ArtifactError
 from fluence.store.activation_writer import ActivationWriter
+from fluence.store.exhibits import Exhibits, read_exhibits, read_units
 from fluence.store.layers import (
     CHUNK_IMAGES,
     CHUNK_UNITS,
@@ -125,6 +128,14 @@ class Activations:
         """Ids, originals and reconstructions (uint8 [images, height, width, 3]) kept for the report."""
         group = self._file[f"samples/{which}"]
         return group["image_id"].asstr()[:], group["originals"][:], group["reconstructions"][:]
+
+    def exhibits(self) -> Exhibits | None:
+        """What the network makes of a few images; None if nothing was kept."""
+        return read_exhibits(self._file, [layer.name for layer in self.layers])
+
+    def shown_units(self, layer: str) -> tuple[np.ndarray, np.ndarray]:
+        """Places in a layer of the units that are kept to be looked at, and their values [images, units] as stored."""
+        return read_units(self._file, layer)
 
     def _check_run(self, run: str | None) -> None:
         found = self.attributes.get("run")

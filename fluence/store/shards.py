@@ -20,6 +20,7 @@ import numpy as np
 
 from fluence.errors import ArtifactError, LostProcess
 from fluence.store.activations import PARTS, Activations
+from fluence.store.exhibits import join_exhibits
 from fluence.store.files import atomic_path, read_json, write_json
 from fluence.store.layers import FORMAT, KIND, read_layer_info, write_layer_info, write_texts
 from fluence.store.packed import write_header
@@ -158,7 +159,7 @@ def join(path: Path, shards: Sequence[Path]) -> None:
 
     Args:
         path: the file.
-        shards: in the order of their images; the first one holds reference images and samples.
+        shards: in the order of their images; the first one holds reference images, samples and exhibits.
 
     Raises:
         ArtifactError: a shard is damaged, or does not fit to the first one; the disk is full.
@@ -186,6 +187,8 @@ def join(path: Path, shards: Sequence[Path]) -> None:
             file[f"probes/{probe}"] = np.concatenate([part.probes[probe].to_numpy() for part in opened])
         if "samples" in first:
             first.copy("samples", file)
+        with ExitStack() as stack:
+            join_exhibits(file, [first, *(stack.enter_context(h5py.File(shard)) for shard in shards[1:])])
 
 
 def _check_like(path: Path, shard: Activations, first: Activations) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,14 @@ from analysis.measure import measure
 from analysis.tables import asked_typicality
 from fluence.layout import Layout, Run, RunRow
 from fluence.store.activations import ActivationWriter, LayerInfo
+from fluence.store.exhibits import Exhibits, LayerShown
 from fluence.store.outcome import Outcome, provenance, write_outcome
 from fluence.store.packed import PackedWriter
 from fluence.study import Study
 
 SIZE_PX = 24
+UNITS = np.arange(0, 125, 5)
+"""Units of each layer that are kept to be looked at."""
 LAYERS = {"vgg16-5": 3}
 """Convolutions of models that have more than two."""
 TERMS = {"sparse": {"sparsity/kl/conv1": 3.0, "sparsity/kl/conv2": 5.0}}
@@ -155,13 +159,29 @@ def write_activations(
         reference_ids=[f"t{number:04d}" for number in range(16)],
         layers=layers,
         probes=list(probes),
+        units={name: UNITS for name in names},
     ) as writer:
         writer.write_reference(0, reference)
         shown = rng.permutation(12)  # readers go by the ids, not by the order
         writer.write_samples("rated", [ids[n] for n in shown], pixels[shown], blurred(pixels[shown]))
         writer.write_samples("training", [f"t{n:04d}" for n in range(8)], training[:8], blurred(training[:8]))
-        writer.write_block(0, values, probes)
+        writer.write_exhibits(exhibits(ids, pixels, values))
+        writer.write_block(0, values, probes, {name: values[name][:, UNITS] for name in names})
         writer.finish()
+
+
+def exhibits(ids: list[str], pixels: np.ndarray, values: dict[str, np.ndarray]) -> Exhibits:
+    """Of three images: all maps, and the way from each to the next as a fade."""
+    shown = [0, len(ids) // 2, len(ids) - 1]
+    layers = {}
+    for name, all_values in values.items():
+        own = all_values[shown]
+        histograms = [np.histogram(one[one != 0], 16) for one in own]
+        counts, edges = (np.stack(part) for part in zip(*histograms, strict=True))
+        layers[name] = LayerShown(own.reshape(3, 8, 4, 4).astype(np.float16), 1, counts, edges, (own == 0).sum(1))
+    faded = [pixels[a] * (1 - t) + pixels[b] * t for a, b in pairwise(shown) for t in np.linspace(0, 1, 8)]
+    ways = np.reshape(faded, (2, 8, SIZE_PX, SIZE_PX, 3)).astype(np.uint8)
+    return Exhibits([ids[row] for row in shown], pixels[shown], layers, ways)
 
 
 def grid(study: Study, ends: dict[str, tuple[str, str]]) -> list[RunRow]:

@@ -53,6 +53,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> ExtractSpec:
     return spec
 
 
+def same_exhibits(one: Activations, other: Activations) -> bool:
+    a, b = one.exhibits(), other.exhibits()
+    assert a is not None
+    assert b is not None
+    arrays = [(a.originals, b.originals), (a.interpolations, b.interpolations)]
+    for layer in one.layers:
+        shown = vars(a.layers[layer.name]), vars(b.layers[layer.name])
+        arrays += [(shown[0][part], shown[1][part]) for part in shown[0]]
+        arrays += zip(one.shown_units(layer.name), other.shown_units(layer.name), strict=True)
+    return list(a.image_ids) == list(b.image_ids) and all(np.array_equal(x, y) for x, y in arrays)
+
+
 def same_file(one: ExtractSpec, other: ExtractSpec) -> bool:
     with Activations(one.layout.activations(RUN.id)) as a, Activations(other.layout.activations(RUN.id)) as b:
         layers = all(
@@ -65,7 +77,7 @@ def same_file(one: ExtractSpec, other: ExtractSpec) -> bool:
             for which in ("rated", "training")
             for x, y in zip(a.samples(which), b.samples(which), strict=True)
         )
-        return layers and samples and a.probes.equals(b.probes) and a.layers == b.layers
+        return layers and samples and same_exhibits(a, b) and a.probes.equals(b.probes) and a.layers == b.layers
 
 
 def test_every_layer_of_every_image_is_there_and_belongs_to_its_id(undisturbed: ExtractSpec) -> None:
@@ -123,12 +135,12 @@ def test_a_killed_extraction_continues_with_the_same_bits(
         from fluence.store.activations import ActivationWriter
         from tests.fluence.test_activations import make_spec, extract
         write = ActivationWriter.write_block
-        def slowly(self, start, layers, probes):
+        def slowly(self, start, layers, probes, units):
             if self.rows_done == 128 * {blocks_before_the_kill}:
                 self._file["layers/conv1"][start] = layers["conv1"][0]
                 print("now", flush=True)
                 time.sleep(60)
-            write(self, start, layers, probes)
+            write(self, start, layers, probes, units)
         ActivationWriter.write_block = slowly
         extract(make_spec(Path({str(tmp_path)!r})))
     """
