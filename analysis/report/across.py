@@ -173,6 +173,7 @@ def differences(sides: Sequence[Side]) -> Iterator[Caveat]:
     for key, meaning in (
         ("data.score", "The ratings are not the same column"),
         ("analysis.covariates", "The confounds are not the same, and Δ R² counts from them"),
+        ("analysis.family", "Not the same tests are corrected together, so adjusted p are not alike"),
         ("analysis.epsilon", "ε is chosen by different rules, so Lε is not the same metric"),
         ("analysis.ridge", "The regressions are divided into folds differently"),
     ):
