@@ -151,8 +151,8 @@ def regressions_of(sides: Sequence[Side]) -> pd.DataFrame:
 def correlations_of(sides: Sequence[Side]) -> pd.DataFrame:
     """Correlations of general models on all rated images that at least two studies have.
 
-    Columns: study, model, estimator, layer, metric, n, num_seeds, r, ci_low, ci_high, p_raw and p (raw and adjusted, the
-    largest over the seeds), significant, family_size.
+    Columns: study, model, estimator, layer, metric, n, num_seeds, r, ci_low, ci_high, p_raw and p (raw and adjusted,
+    the largest over the seeds), significant, family_size.
     """
     tables = [
         side.summary.general_correlations(estimator).dropna(subset=["r"]).assign(study=side.name)
