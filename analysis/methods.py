@@ -89,6 +89,7 @@ class Facts:
         versions: package: version.
         commit: commit of the code.
         missing_covariates: covariates that the study names and the data lack.
+        compares_groups: whether there are images of several groups, whose slopes were compared.
     """
 
     num_training: int | None = None
@@ -100,6 +101,7 @@ class Facts:
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str = ""
     missing_covariates: tuple[str, ...] = ()
+    compares_groups: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def write_methods(study: Study, facts: Facts) -> Methods:
         ("Statistics", _statistics(study, facts)),
         ("Software", _software(facts)),
     )
-    return Methods(tuple((title, " ".join(text.split())) for title, text in paragraphs), _references(study))
+    return Methods(tuple((title, " ".join(text.split())) for title, text in paragraphs), _references(study, facts))
 
 
 def _images(study: Study, facts: Facts) -> str:
@@ -307,9 +309,7 @@ def _statistics(study: Study, facts: Facts) -> str:
         f"the metric, one-sided, Chatterjee 2021). p-values rest on "
         f"{analysis.permutations:,} permutations of the ratings within groups, (1 + #)/(1 + B) (Phipson & Smyth 2010); "
         f"{decides} decides what is called significant at level {1 - analysis.confidence:.2g}. Tests were corrected "
-        f"over {families.WORDS[analysis.family]}. Whether the slope of a metric differs between groups was tested on "
-        f"pooled images by the Wald F of group × metric beside the other confounds, with HC3 errors (MacKinnon & White "
-        f"1985), or cluster-robust ones where a person or a picture is there several times. "
+        f"over {families.WORDS[analysis.family]}. {_SLOPES if facts.compares_groups else ''}"
         f"Predictive power is the pooled out-of-fold R², 1 − Σ(y − ŷ)²/Σ(y − ȳ)², of ridge regression (Hoerl & Kennard "
         f"1970) on standardised predictors, its penalty chosen inside each training fold; {ridge.folds} shuffled "
         f"folds, stratified by group, with the images of a person and duplicates kept on one side, and "
@@ -326,13 +326,20 @@ def _statistics(study: Study, facts: Facts) -> str:
     )
 
 
+_SLOPES = (
+    "Whether the slope of a metric differs between groups was tested by the Wald F of group × metric beside the other "
+    "confounds, with HC3 errors (MacKinnon & White 1985), or cluster-robust ones where a person or a picture is there "
+    "several times. "
+)
+
+
 def _software(facts: Facts) -> str:
     versions = listing([f"{name} {version}" for name, version in facts.versions.items()])
     commit = f" (commit {facts.commit})" if facts.commit and facts.commit != "unknown" else ""
     return f"fluence{commit}" + (f", with {versions}." if versions else ".")
 
 
-def _references(study: Study) -> tuple[str, ...]:
+def _references(study: Study, facts: Facts) -> tuple[str, ...]:
     models = _used(study)
     terms = [term.loss for model in models for term in model.reconstruction]
     cited = [
@@ -342,7 +349,7 @@ def _references(study: Study) -> tuple[str, ...]:
         "permutation",
         "delta",
         "xi",
-        "hc3",
+        *(["hc3"] if facts.compares_groups else []),
         *_POPULATION,
         study.analysis.correction,
     ]

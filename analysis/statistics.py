@@ -94,19 +94,47 @@ def permuted_xi(columns: np.ndarray, score: np.ndarray, orders: np.ndarray) -> n
     Source: Chatterjee 2021, equation 1.2; as `scipy.stats.chatterjeexi`.
     """
     xi = np.empty((len(orders), columns.shape[1]))
-    patterns, which = np.unique(np.isfinite(columns), axis=1, return_inverse=True)
-    for number, rows in enumerate(patterns.T):
-        members = np.flatnonzero(np.ravel(which) == number)
-        ascending = [np.argsort(untied(columns[rows, member])) for member in members]
-        for start in range(0, len(orders), _XI_BATCH):
-            permuted = score[orders[start : start + _XI_BATCH]][:, rows].T  # [images, orders]
-            ranks = stats.rankdata(permuted, method="max", axis=0).astype(np.int32)
-            above = stats.rankdata(-permuted, method="max", axis=0)
-            spread = 2 * (above * (len(above) - above)).sum(axis=0)
-            for member, order in zip(members, ascending, strict=True):
-                steps = np.abs(np.diff(ranks[order], axis=0)).sum(axis=0, dtype=np.int64)
-                xi[start : start + _XI_BATCH, member] = 1 - len(order) * steps / spread
+    present = np.isfinite(columns)
+    patterns, which = np.unique(present, axis=1, return_inverse=True)
+    ascending = [np.argsort(untied(column[rows])) for column, rows in zip(columns.T, present.T, strict=True)]
+    by_score = np.argsort(score, kind="stable")
+    ends = tuple(np.searchsorted(score[by_score], score[by_score], side) for side in ("left", "right"))
+    for start in range(0, len(orders), _XI_BATCH):
+        batch = orders[start : start + _XI_BATCH]
+        places = np.empty_like(batch)  # in each order, the image that has the smallest score, the next one, …
+        np.put_along_axis(places, batch, np.broadcast_to(np.arange(len(score), dtype=batch.dtype), batch.shape), axis=1)
+        places = places[:, by_score]
+        for number, rows in enumerate(patterns.T):
+            ranks, spread = _ranks_of_present(rows, places, ends)
+            for member in np.flatnonzero(np.ravel(which) == number):
+                steps = np.abs(np.diff(ranks[ascending[member]], axis=0)).sum(axis=0, dtype=np.int64)
+                share = np.divide(len(ranks) * steps, spread, out=np.ones(len(batch)), where=spread > 0)
+                xi[start : start + _XI_BATCH, member] = 1 - share
     return xi
+
+
+def _ranks_of_present(
+    rows: np.ndarray, places: np.ndarray, ends: tuple[np.ndarray, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of the scores among the images that are present, in every order, without sorting anew.
+
+    Args:
+        rows: which images are present, bool [n].
+        places: in each order, the images by ascending score, int [orders, n].
+        ends: for each score in ascending order, where those equal to it begin and where the greater ones do.
+
+    Returns:
+        How many scores are at most as large, int [present, orders], and 2 Σ l (n − l), l how many are at least as
+        large, int64 [orders].
+    """
+    there = rows[places]
+    counted = np.cumsum(there, axis=1, dtype=np.int32)
+    first, num_present = ends[0], np.int32(rows.sum())
+    at_least = num_present - counted[:, first] + there[:, first]
+    spread = 2 * (there * at_least * (num_present - at_least)).sum(axis=1, dtype=np.int64)
+    ranks = np.empty_like(counted)
+    np.put_along_axis(ranks, places, counted[:, ends[1] - 1], axis=1)
+    return np.ascontiguousarray(ranks.T[rows]), spread
 
 
 def untied(column: np.ndarray) -> np.ndarray:

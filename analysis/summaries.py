@@ -98,8 +98,10 @@ def summary_layers(study: Study, correlations_over_seeds: pd.DataFrame) -> pd.Da
 _R2 = tuple(f"{name}{end}" for name in ("r2_metrics", "delta_r2") for end in ("", "_low", "_high"))
 
 
-_KEPT = ("model", "trained_on", "scorer", "subset", "num_seeds", "missing_seeds", "n", "predictors", "layer", "metric")
-_KEPT += ("estimator", "num_significant", "family", "family_size")
+_KEPT = {
+    *("model", "trained_on", "scorer", "subset", "num_seeds", "missing_seeds", "n", "predictors", "layer", "metric"),
+    *("estimator", "num_significant", "family", "family_size"),
+}
 
 
 def _summary(study: Study, over_seeds: pd.DataFrame, chosen: dict[str, str]) -> pd.DataFrame:

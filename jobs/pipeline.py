@@ -45,8 +45,8 @@ STAGES = (
     Stage("train", each="run", version=2, uses_gpu=True, needs=("pack",), shared=True),
     Stage("extract", each="run", version=3, uses_gpu=True, needs=("pack", "train"), shared=True),
     Stage("measure", each="run", version=2, uses_gpu=False, needs=("pack", "extract"), shared=True),
-    Stage("analyse", each="study", version=2, uses_gpu=False, needs=("pack", "measure")),
-    Stage("report", each="study", version=2, uses_gpu=False, needs=("analyse",)),
+    Stage("analyse", each="study", version=3, uses_gpu=False, needs=("pack", "measure")),
+    Stage("report", each="study", version=3, uses_gpu=False, needs=("analyse",)),
 )
 STAGE = {stage.name: stage for stage in STAGES}
 

@@ -128,7 +128,8 @@ def regressions_of(sides: Sequence[Side]) -> pd.DataFrame:
     """What the metrics of general models add on all rated images: a row per study, model and set of predictors.
 
     Columns: study, model, label, predictors, n, num_seeds, baseline, full, delta, ci_low, ci_high, floor, ceiling, p
-    (raw, the largest over the seeds), p_models (adjusted over the trained models of its study; all metrics only).
+    (raw, the largest over the seeds), p_models (adjusted over the trained models of its study; all metrics only),
+    family_size (how many models these are).
     """
     tables = []
     for side in sides:
@@ -140,17 +141,18 @@ def regressions_of(sides: Sequence[Side]) -> pd.DataFrame:
         models = [f"{model} (untrained)" if model in controls else model for model in table["model"]]
         labels = [f"{side.name}: {model}" for model in models]
         seeds = [seeds_done(side.evidence, row.num_seeds, row.model) for row in table.itertuples()]
-        tables.append(table.assign(study=side.name, label=labels, p_models=adjusted, seeds=seeds))
+        family = {"p_models": adjusted, "family_size": len(primary)}
+        tables.append(table.assign(study=side.name, label=labels, seeds=seeds, **family))
     columns = ["study", "model", "label", "predictors", "n", "num_seeds", "seeds", "baseline", "full", "delta"]
-    columns += ["ci_low", "ci_high", "floor", "ceiling", "p", "p_models"]
+    columns += ["ci_low", "ci_high", "floor", "ceiling", "p", "p_models", "family_size"]
     return pd.concat(tables, ignore_index=True)[columns]
 
 
 def correlations_of(sides: Sequence[Side]) -> pd.DataFrame:
     """Correlations of general models on all rated images that at least two studies have.
 
-    Columns: study, model, estimator, layer, metric, n, num_seeds, r, ci_low, ci_high, p (adjusted, the largest over the
-    seeds), significant.
+    Columns: study, model, estimator, layer, metric, n, num_seeds, r, ci_low, ci_high, p_raw and p (raw and adjusted,
+    the largest over the seeds), significant, family_size.
     """
     tables = [
         side.summary.general_correlations(estimator).dropna(subset=["r"]).assign(study=side.name)
@@ -160,7 +162,7 @@ def correlations_of(sides: Sequence[Side]) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
     same = ["model", "estimator", "layer", "metric"]
     shared = table.groupby(same)["study"].transform("nunique") > 1
-    columns = ["study", *same, "n", "num_seeds", "r", "ci_low", "ci_high", "p", "significant"]
+    columns = ["study", *same, "n", "num_seeds", "r", "ci_low", "ci_high", "p_raw", "p", "significant", "family_size"]
     return table.loc[shared, columns].reset_index(drop=True)
 
 
@@ -173,6 +175,7 @@ def differences(sides: Sequence[Side]) -> Iterator[Caveat]:
     for key, meaning in (
         ("data.score", "The ratings are not the same column"),
         ("analysis.covariates", "The confounds are not the same, and Δ R² counts from them"),
+        ("analysis.family", "Not the same tests are corrected together, so adjusted p are not alike"),
         ("analysis.epsilon", "ε is chosen by different rules, so Lε is not the same metric"),
         ("analysis.ridge", "The regressions are divided into folds differently"),
     ):

@@ -236,7 +236,7 @@ def _correlation_table(evidence: Evidence, summary: Summary) -> Iterator[Item]:
     if table.empty:
         return
     columns = ("model", "layer", "metric", "estimator", "n", "seeds", "r or ξ", "interval", "seeds from … to")
-    columns += ("p adjusted", "family size")
+    columns += ("p raw", "p adjusted", "family size")
     names = {**reported_metrics(evidence), **error_names(evidence), **LOSS_NAMES}
     rows = []
     for _, row in table.iterrows():
@@ -252,6 +252,7 @@ def _correlation_table(evidence: Evidence, summary: Summary) -> Iterator[Item]:
             cell(float(row["r"])),
             Cell(interval(row["ci_low"], row["ci_high"]), sortable(row["ci_low"])),
             _over_seeds(row, "r_min", "r_max"),
+            Cell(p_value(row["p_raw"]), sortable(row["p_raw"])),
             Cell(p_value(row["p"]), sortable(row["p"])),
             cell(int(row["family_size"])),
         ]

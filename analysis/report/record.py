@@ -203,6 +203,7 @@ def _facts(evidence: Evidence) -> Facts:
         versions=dict(records[-1].get("packages", {})) if records else {},
         commit=listed(sorted({str(record.get("commit", "")) for record in records})) if records else "",
         missing_covariates=missing_covariates(evidence),
+        compares_groups=not evidence.table("interactions_over_seeds").empty,
     )
 
 

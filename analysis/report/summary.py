@@ -55,7 +55,8 @@ class Summary:
 
     Attributes:
         correlations: model, trained_on, scorer, subset, estimator, metric, layer, n, num_seeds, r, r_min, r_max,
-            ci_low, ci_high, p (largest over the seeds, adjusted), significant (in every seed), family_size.
+            ci_low, ci_high, p_raw and p (largest over the seeds, raw and adjusted), significant (in every seed),
+            family_size.
         ridge: model, trained_on, scorer, subset, predictors, n, num_seeds and the means of the regressions' numbers;
             delta_min and delta_max over the seeds; p (largest over the seeds, raw).
     """
@@ -178,6 +179,7 @@ def _correlations(table: pd.DataFrame) -> pd.DataFrame:
         r_max=("estimate", "max"),
         ci_low=("ci_low", "mean"),
         ci_high=("ci_high", "mean"),
+        p_raw=("p_permutation", "max"),
         p=("p_adjusted", "max"),
         significant=("significant", "min"),
         family_size=("family_size", "max"),

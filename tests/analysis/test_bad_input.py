@@ -181,12 +181,11 @@ def test_one_run_only_has_no_spread(tmp_path: Path) -> None:
     assert found["interactions_over_seeds"]["f_sd"].isna().all()
 
 
-@pytest.mark.parametrize(("family", "size"), [("cell", 2), ("metric", 2), ("layer", 1), ("study", 4)])
+@pytest.mark.parametrize(("family", "size"), [("layer", 1), ("study", 4)])
 def test_the_family_is_the_one_that_the_study_declares(family: str, size: int, tmp_path: Path) -> None:
     found = analysed(tmp_path, manifest(), columns(), seeds=2, family=family, correction="max-r")
     table = found["correlations"]
-    names = {"metric": table["metric"], "layer": table["layer"]}.get(family, family)
-    assert (table["family"] == names).all()
+    assert (table["family"] == (table["layer"] if family == "layer" else family)).all()
     assert (table["family_size"] == size).all()
     over = ["seed", "estimator"] if family != "study" else ["estimator"]
     for _, rows in table.groupby([*over, "family"]):

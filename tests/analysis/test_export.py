@@ -114,7 +114,9 @@ def test_tables_are_those_of_the_study(made, given):
     log = [json.loads(line) for line in made.layout.metrics_log(run).read_text().splitlines()]
     training = pd.read_csv(given.folder / "training" / f"{run}.csv")
     assert training["loss"].tolist() == pytest.approx([row["loss"] for row in log])
-    for path in made.layout.statistics.glob("*.csv"):
+    names = {path.name for path in made.layout.statistics.iterdir()}
+    assert {"correlations.csv", "correlations.parquet"} <= names
+    for path in made.layout.statistics.iterdir():
         assert (given.folder / "statistics" / path.name).read_bytes() == path.read_bytes()
     assert (given.folder / "metrics" / f"{run}.epsilon.csv").exists()
 

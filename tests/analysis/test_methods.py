@@ -45,12 +45,26 @@ def test_the_settings_are_in_the_text() -> None:
         (Facts(num_excluded={"jury": 3}), "3 images could not be used and were left out"),
         (Facts(num_excluded={"jury": 0}), "No image was left out"),
         (Facts(missing_covariates=("age",)), "pixel_gini (age not available)"),
+        (Facts(compares_groups=True), "Wald F of group × metric"),
         (Facts(num_runs=(4, 3)), "makes 4 runs, 3 of them complete"),
         (Facts(commit="0123abc", versions={"numpy": "2.0"}), "fluence (commit 0123abc), with numpy 2.0."),
     ],
 )
 def test_what_turned_out_is_in_the_text(facts: Facts, expected: str) -> None:
     assert expected in text_of(write_methods(study(), facts))
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("cell", "corrected over all layers and metrics of one estimator, for one model, seed and set of images."),
+        ("study", "corrected over all models, seeds, layers and metrics of one estimator on one set of images."),
+    ],
+)
+def test_what_was_corrected_together_is_said(family: str, expected: str) -> None:
+    methods = write_methods(study(analysis={"family": family}), Facts())
+    assert expected in text_of(methods)
+    assert not any("MacKinnon" in source for source in methods.references)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,16 @@ def test_names_from_the_study_are_escaped(html: str) -> None:
     assert "<img src=x" not in html
 
 
+def test_groups_are_compared_in_words_and_in_a_table(html: str, evidence: Evidence) -> None:
+    text = text_of(html)
+    table = evidence.table("interactions_over_seeds")
+    tests = int((table["num_seeds"] > 0).sum())
+    assert "Differences between groups" in text
+    assert f"{tests:,} tests" in text
+    assert "../statistics/interactions_over_seeds.csv" in Links(html).targets
+    assert "MacKinnon JG" in text
+
+
 def test_every_chapter_is_there(html: str) -> None:
     ids = Links(html).ids
     chapters = [
