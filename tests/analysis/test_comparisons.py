@@ -125,15 +125,15 @@ def test_a_study_without_comparisons_has_no_such_chapter(evidence: Evidence) -> 
     assert comparisons(alone, summarise(alone)) == ()
 
 
-def test_each_comparison_shows_three_figures_and_three_tables(section: Section) -> None:
+def test_each_comparison_shows_four_figures_and_three_tables(section: Section) -> None:
     kinds = [type(item) for item in part(section, "size")]
-    assert kinds == [Heading, Text, Picture, Picture, Table, Table, Table, Picture, Text]
+    assert kinds == [Heading, Text, Picture, Picture, Picture, Table, Table, Table, Picture, Text]
 
 
 def test_a_comparison_of_nothing_says_so_and_still_lists_every_model(section: Section) -> None:
     items = part(section, "nothing")
     missing = [item.text for item in items if isinstance(item, Text) and item.missing]
-    assert len(missing) == 3
+    assert len(missing) == 4
     for start in ("Loss terms", "Reconstruction errors", "What all metrics add"):
         rows = rows_of(items, start)
         assert list(rows) == ["broken", "idle"]
