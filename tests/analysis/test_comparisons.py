@@ -376,7 +376,7 @@ def test_a_browser_shows_the_comparisons(made: MadeStudy, tmp_path: Path) -> Non
     page.write_text(html.replace("</body>", PROBE), encoding="utf-8")
     shown = chromium(page, tmp_path)
     assert "CONSOLE" not in shown.stderr
-    assert 'data-broken="0 of 9"' in shown.stdout
+    assert 'data-broken="0 of 12"' in shown.stdout
     assert 'data-wide="0"' in shown.stdout
     assert 'data-rows="small vgg16-5"' in shown.stdout  # the study says vgg16-5 first
     assert "seed 1 diverged: train: the loss became NaN in epoch 3" in text_of(html)
