@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from analysis import constraints, families, measures, networks, optimisation, typicality_words
+from analysis import constraints, embedding_words, families, measures, networks, optimisation, typicality_words
 from analysis.kinds import (
     circular,
     code_terms,
@@ -279,7 +279,8 @@ def _metrics(study: Study, facts: Facts) -> str:
         f"activations of {which} were recorded {tap} the non-linearity{f' ({counts} layers)' if counts else ''}. "
         f"{measures.sentences(study.analysis, record.reference_images)} The reconstruction error of each image was "
         f"measured as {listing(errors)}.{_sharpness(record.sharpness)}"
-        f"{typicality_words.sentence(study.analysis.typicality, record.reference_images)} "
+        f"{typicality_words.sentence(study.analysis.typicality, record.reference_images)}"
+        f"{embedding_words.sentence(study.analysis.embeddings)} "
         f"{constraints.gate_sentence(_used(study))}"
     ).strip()
 
@@ -368,6 +369,7 @@ def _references(study: Study, facts: Facts) -> tuple[str, ...]:
     cited += optimisation.cited(study)
     typicality = typicality_words.cited(study.analysis.typicality)
     sources = {*(_SOURCES[key] for key in cited), *(constraints.SOURCES[key] for key in constraints.cited(models))}
+    sources |= {embedding_words.SOURCES[key] for key in embedding_words.cited(study.analysis.embeddings)}
     return tuple(sorted({*sources, *(typicality_words.SOURCES[key] for key in typicality)}))
 
 

@@ -165,7 +165,7 @@ def noise_ceiling(rows: pd.DataFrame, ceilings: pd.DataFrame, colours: Mapping[s
     height = {subset: len(subsets) - 1 - place for place, subset in enumerate(subsets)}
     models, methods = list(dict.fromkeys(rows["model"])), list(dict.fromkeys(ceilings["method"]))
     lines = math.ceil(len(models) / 2) + len(methods)
-    figure = Figure(figsize=(ONE_COLUMN_IN, 0.7 + 0.34 * len(subsets) + 0.15 * lines))
+    figure = Figure(figsize=(ONE_COLUMN_IN, 0.7 + max(0.34, 0.12 * len(models)) * len(subsets) + 0.15 * lines))
     axes = figure.subplots()
     for method, dash in zip(methods, _DASHES, strict=False):
         own = ceilings[ceilings["method"] == method]
@@ -174,7 +174,7 @@ def noise_ceiling(rows: pd.DataFrame, ceilings: pd.DataFrame, colours: Mapping[s
     markers = marker_of(models)
     for number, model in enumerate(models):
         own = rows[rows["model"] == model]
-        offset = 0.5 * ((len(models) - 1) / 2 - number) / max(len(models) - 1, 1)
+        offset = 0.7 * ((len(models) - 1) / 2 - number) / max(len(models) - 1, 2)
         y = np.array([height[subset] for subset in own["subset"]]) + offset
         axes.plot(
             own["full"], y, linestyle="none", marker=markers[model], color=colours[model], label=shorten(model, 22)

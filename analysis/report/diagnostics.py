@@ -16,7 +16,7 @@ from analysis.statistics import smallest_detectable_r2
 POWER = 0.8
 _NUM_PREDICTORS = (1, 10, 50)
 _MOST_LINES = 40
-_MOST_MODELS = 8
+_MOST_MODELS = 7  # as many as there are markers
 _NOTHING = "No regression could be computed."
 
 
@@ -189,6 +189,8 @@ def ridge_tables(evidence: Evidence, summary: Summary) -> Iterator[Item]:
     if table.empty or summary.general_ridge().empty:
         return
     rows = table[(table["scorer"] == GENERAL) & (table["subset"] == ALL_IMAGES)]
+    if rows["r2_metrics"].isna().all():
+        return  # the chapter has said so
     level = 1 - evidence.study.analysis.confidence
     models = [model for model in evidence.study.model_names if model in set(rows["model"])]
     lacking = incomplete(evidence, summary.general_ridge())

@@ -125,15 +125,15 @@ def test_a_study_without_comparisons_has_no_such_chapter(evidence: Evidence) -> 
     assert comparisons(alone, summarise(alone)) == ()
 
 
-def test_each_comparison_shows_three_figures_and_three_tables(section: Section) -> None:
+def test_each_comparison_shows_four_figures_and_three_tables(section: Section) -> None:
     kinds = [type(item) for item in part(section, "size")]
-    assert kinds == [Heading, Text, Picture, Picture, Table, Table, Table, Picture, Text]
+    assert kinds == [Heading, Text, Picture, Picture, Picture, Table, Table, Table, Picture, Text]
 
 
 def test_a_comparison_of_nothing_says_so_and_still_lists_every_model(section: Section) -> None:
     items = part(section, "nothing")
     missing = [item.text for item in items if isinstance(item, Text) and item.missing]
-    assert len(missing) == 3
+    assert len(missing) == 4
     for start in ("Loss terms", "Reconstruction errors", "What all metrics add"):
         rows = rows_of(items, start)
         assert list(rows) == ["broken", "idle"]
@@ -392,7 +392,7 @@ def test_a_browser_shows_the_comparisons(made: MadeStudy, tmp_path: Path) -> Non
     page.write_text(html.replace("</body>", PROBE), encoding="utf-8")
     shown = chromium(page, tmp_path)
     assert "CONSOLE" not in shown.stderr
-    assert 'data-broken="0 of 9"' in shown.stdout
+    assert 'data-broken="0 of 12"' in shown.stdout
     assert 'data-wide="0"' in shown.stdout
     assert 'data-rows="small vgg16-5"' in shown.stdout  # the study says vgg16-5 first
     assert "seed 1 diverged: train: the loss became NaN in epoch 3" in text_of(html)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from sklearn.decomposition import PCA
 
-from analysis import embedding
+from analysis import embedding, embedding_words
 from analysis.embedding import Asked, asked_embeddings, write_embedding
 from analysis.measure import measure
 from fluence.errors import StudyError
@@ -148,3 +148,12 @@ def test_measuring_writes_the_map_and_removes_one_that_is_no_longer_asked_for(tm
     assert len(read_table(layout.embedding(RUN.id))) == 20
     measure(RUN, layout, Epsilon(), key="l")
     assert not layout.embedding(RUN.id).exists()
+
+
+def test_the_methods_name_what_was_asked_for() -> None:
+    assert embedding_words.sentence(()) == ""
+    words = embedding_words.sentence(("pca", "umap"))
+    assert "principal components and UMAP (McInnes" in words
+    assert "t-SNE" not in words
+    assert embedding_words.cited(("pca", "umap")) == ["umap", "trust"]
+    assert embedding_words.cited(()) == []

@@ -117,7 +117,7 @@ def test_what_typicality_comes_from_reruns_the_measuring() -> None:
     def measuring(typicality: dict[str, Any] | None, seed: int = 0, group_by: tuple[str, ...] = ("sex",)) -> Task:
         data = {"datasets": {"faces": {"kind": "synthetic"}}, "training": "faces", "rated": "faces"}
         made = make_study(
-            data=data | {"group_by": group_by}, analysis={"typicality": typicality, "seed": seed},
+            data=data | {"group_by": group_by}, analysis={"typicality": typicality, "seed": seed, "embeddings": []},
             grid={"models": ["small"]},
         )  # fmt: skip
         return next(task for task in tasks_of(made, FINGERPRINTS) if task.stage == "measure")
@@ -129,6 +129,19 @@ def test_what_typicality_comes_from_reruns_the_measuring() -> None:
     assert len({task.key for task in different}) == 4
     assert measuring(asked).section["group_by"] != measuring(asked, group_by=("ethnicity",)).section["group_by"]
     assert measuring(asked).needs[0] == "pack/faces"
+
+
+def test_other_maps_of_the_latents_measure_only_those_runs_again_that_they_are_made_of() -> None:
+    def keys(*methods: str) -> dict[str, str]:
+        made = make_study(analysis={"embeddings": methods}, grid={"models": ["small"], "seeds": [1, 0]})
+        return {
+            task.run.label: task.key for task in tasks_of(made, FINGERPRINTS) if task.run and task.stage == "measure"
+        }
+
+    none, some, more = keys(), keys("pca"), keys("pca", "tsne")
+    assert {label for label in none if none[label] != some[label]} == {"small-all-s0"}
+    assert {label for label in none if some[label] != more[label]} == {"small-all-s0"}
+    assert len(none) > 1
 
 
 def test_where_data_lie_changes_nothing_but_what_they_hold_does(tmp_path: Path) -> None:
