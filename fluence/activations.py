@@ -126,7 +126,7 @@ class _Extraction:
         with record(self._network, self._names, spec.record.tap) as recorder:
             self._layers: tuple[LayerInfo, ...] = recorder.layers
         self._units = {layer.name: exhibits.units_of(layer) for layer in self._layers}
-        self._picks = exhibits.picks(self._units, self._layers, self._device)
+        self._picks = {name: torch.from_numpy(units).to(self._device) for name, units in self._units.items()}
         self._block = block_images(4 * sum(layer.num_units for layer in self._layers))
         step = max(self._block, CHUNK_IMAGES)
         self._ids = list(self._rated.table["image_id"])

@@ -35,14 +35,6 @@ def units_of(layer: LayerInfo) -> np.ndarray:
     return np.sort(rng.choice(layer.num_units, min(NUM_UNITS, layer.num_units), replace=False))
 
 
-def picks(
-    units: Mapping[str, np.ndarray], layers: Sequence[LayerInfo], device: torch.device
-) -> dict[str, tuple[Tensor, ...]]:
-    """Where units lie in the values [B, *shape] of their layers: an index for each dimension of its shape."""
-    places = {layer.name: np.unravel_index(units[layer.name], layer.shape) for layer in layers}
-    return {name: tuple(torch.from_numpy(axis).to(device) for axis in axes) for name, axes in places.items()}
-
-
 @torch.inference_mode()
 def show(
     network: Autoencoder,
@@ -66,14 +58,16 @@ def show(
         NeedsFloat32: another layer does not fit into float16.
         ArtifactError: a value is NaN or infinite.
     """
-    shown, codes = [], []
+    shown, codes, ends = [], [], []
     for image_id, image in zip(image_ids, images, strict=True):
-        codes.append(network(image[None]).mu[0])
+        output = network(image[None])
+        codes.append(output.mu[0])
+        ends.append(output.reconstruction)
         values = {name: value[0].float().cpu() for name, value in recorder.take().items()}
         shown.append({name: _shown(value, name, image_id, float32_layers) for name, value in values.items()})
     layers = {layer.name: _stacked([one[layer.name] for one in shown]) for layer in recorder.layers}
     pairs = [] if isinstance(network.settings, VqVaeModel) else list(pairwise(codes))
-    ways = [_way(network, *pair) for pair in pairs]
+    ways = [_way(network, *pair, *ends[place : place + 2]) for place, pair in enumerate(pairs)]
     nothing = np.empty((0, NUM_STEPS, *originals.shape[1:]), np.uint8)
     return Exhibits(image_ids, originals, layers, np.stack(ways) if ways else nothing)
 
@@ -97,10 +91,10 @@ def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
     return ((math.sin((1 - share) * angle) * a + math.sin(share * angle) * b) / math.sin(angle)).to(first.dtype)
 
 
-def _way(network: Autoencoder, first: Tensor, second: Tensor) -> np.ndarray:
-    """Images at even steps from one code to the other, uint8 [steps, H, W, 3]."""
-    codes = [slerp(first, second, step / (NUM_STEPS - 1)) for step in range(NUM_STEPS)]
-    images = torch.cat([network.decode(code[None]) for code in codes])
+def _way(network: Autoencoder, first: Tensor, second: Tensor, start: Tensor, end: Tensor) -> np.ndarray:
+    """Images at even steps from one code to the other, uint8 [steps, H, W, 3]; the ends [1, 3, H, W] are known."""
+    codes = [slerp(first, second, step / (NUM_STEPS - 1)) for step in range(1, NUM_STEPS - 1)]
+    images = torch.cat([start, *(network.decode(code[None]) for code in codes), end])
     return (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 

@@ -28,7 +28,7 @@ class Rows(Mapping[str, np.ndarray]):
         float32_layers: names of those that stay float32.
         ids: of the images, for errors.
         counted: names of those of which `histograms` are wanted, and not the values.
-        picks: for some layers, where in [*shape] the units lie that `units` gives, an index [units] for each dimension.
+        picks: places of the units of some layers that `units` gives, int64 [units], on the device of the values.
 
     Raises:
         NeedsFloat32: another layer does not fit into float16. That a value is infinite shows only when it is written.
@@ -41,12 +41,12 @@ class Rows(Mapping[str, np.ndarray]):
         float32_layers: Mapping[str, str],
         ids: Sequence[str],
         counted: Collection[str] = (),
-        picks: Mapping[str, tuple[Tensor, ...]] | None = None,
+        picks: Mapping[str, Tensor] | None = None,
     ) -> None:
         halved = {name: value for name, value in values.items() if name not in float32_layers}
         _check_fit(halved, ids)
         chosen = {name: value.half() if name in halved else value.float() for name, value in values.items()}
-        picked = {name: chosen[name][(slice(None), *places)] for name, places in (picks or {}).items()}
+        picked = {name: _pick(chosen[name], units) for name, units in (picks or {}).items()}
         self._units = {name: _begin(value) for name, value in picked.items()}
         self._ids, self._counted = ids, {name: chosen.pop(name) for name in list(chosen) if name in counted}
         self._values = {name: _begin(value) for name, value in chosen.items()}
@@ -79,8 +79,7 @@ class Rows(Mapping[str, np.ndarray]):
 
     def _count(self, layer: str, values: Tensor) -> Histograms:
         """On the device that the values [B, *shape] are on; in which order they lie there does not matter."""
-        is_last = values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
-        flat = (values.permute(0, 2, 3, 1) if is_last else values).flatten(1)
+        flat = (values.permute(0, 2, 3, 1) if _is_last(values) else values).flatten(1)
         if flat.is_cuda:
             found, num_unfinite = count_on_gpu(flat)
         else:
@@ -174,7 +173,20 @@ def _is_to_transpose(values: Tensor) -> bool:
     """Whether the channels of each place lie side by side, in maps that are not tiny."""
     if values.ndim != 4 or values.is_contiguous() or values[0].numel() < _LEAST_TRANSPOSED:
         return False
-    return values.is_contiguous(memory_format=torch.channels_last)
+    return _is_last(values)
+
+
+def _is_last(values: Tensor) -> bool:
+    """Whether the channels of each place lie side by side in memory."""
+    return values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
+
+
+def _pick(values: Tensor, units: Tensor) -> Tensor:
+    """Some units of values [B, *shape], [B, units]; without a copy of all of them, in whatever order they lie."""
+    if not _is_last(values):
+        return values.flatten(1).index_select(1, units)
+    places = values.shape[2] * values.shape[3]
+    return values.permute(0, 2, 3, 1).flatten(1).index_select(1, units % places * values.shape[1] + units // places)
 
 
 def _in_order(values: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def attention_maps(originals: np.ndarray, maps: Sequence[tuple[str, np.ndarray]]
 
     Args:
         originals: uint8 [images, height, width, 3].
-        maps: name and [images, rows, columns] of each layer; coloured from its least to its largest value.
+        maps: name and gates in [0, 1], [images, rows, columns], of each layer; coloured from its least to its largest value.
     """
     columns = [originals, *(_overlaid(originals, values) for _, values in maps)]
     cells = [np.stack([_resized(column[row], 2 * _CELL_PX) for column in columns]) for row in range(len(originals))]
@@ -102,7 +102,7 @@ def attention_maps(originals: np.ndarray, maps: Sequence[tuple[str, np.ndarray]]
     axes = _axes_of_sheet(figure, sheet, (0, 0, 1, 1 - title_in / height))
     titles = [
         "image",
-        *(f"{shorten(name, 14)}\n{_rounded(values.min())} … {_rounded(values.max())}" for name, values in maps),
+        *(f"{shorten(name, 14)}\n{values.min():.2f}–{values.max():.2f}" for name, values in maps),
     ]
     for column, title in enumerate(titles):
         x = (column + 0.5) * sheet.shape[1] / len(columns)

@@ -12,6 +12,7 @@ from analysis.report.compared import Case
 from analysis.report.evidence import Evidence, first_runs, short
 from analysis.report.page import Item, Text, drawn, listed
 from analysis.report.summary import ALL_IMAGES, untrained_models
+from fluence.architectures import CHANNELS, PLACES
 from fluence.errors import FluenceError
 from fluence.layout import Run
 from fluence.store.activations import Activations, LayerInfo
@@ -114,9 +115,10 @@ def _pooled(found: _Inside) -> str:
 
 
 def _attention(evidence: Evidence, found: _Inside) -> Iterator[Item]:
-    gates = [layer for layer in found.layers if layer.kind == "gate"]
-    places = [(one.name, found.exhibits.layers[one.name].maps[:, 0]) for one in gates if len(one.shape) == 3]
-    channels = [(one.name, found.exhibits.layers[one.name].maps) for one in gates if len(one.shape) == 1]
+    maps = {name: one.maps for name, one in found.exhibits.layers.items()}
+    parts = [(*name.partition("."), values) for name, values in maps.items()]
+    places = [(layer, values[:, 0]) for layer, _, which, values in parts if which == PLACES]
+    channels = [(layer, values) for layer, _, which, values in parts if which == CHANNELS]
     images = listed(list(found.exhibits.image_ids))
     if places:
         yield drawn(

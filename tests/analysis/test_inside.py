@@ -19,6 +19,8 @@ from analysis.report.evidence import Evidence
 from analysis.report.inside import differing_by_constraint, inside, with_and_without
 from analysis.report.page import Item, Picture, Text
 from fluence.layout import Layout
+from fluence.store.activations import ActivationWriter, LayerInfo
+from fluence.store.exhibits import Exhibits, LayerShown
 from fluence.study import Study
 from tests.analysis.invented_study import SIZE_PX, faces, grid, manifest, settings, write_activations
 from tests.analysis.test_figures import drawn, texts
@@ -69,8 +71,8 @@ def test_a_model_has_its_maps_units_layers_and_ways(evidence: Evidence) -> None:
 
 
 def test_an_untrained_network_has_no_ways_between_its_codes(evidence: Evidence) -> None:
-    assert "inside-maps-untrained" in names(list(inside(evidence, "untrained")))
-    assert "inside-ways-untrained" not in names(list(inside(evidence, "untrained")))
+    found = names(list(inside(evidence, "untrained")))
+    assert found == ["inside-maps-untrained", "inside-units-untrained", "inside-layers-untrained"]
 
 
 def test_what_was_not_kept_is_said_and_what_was_not_run_is_not_asked_for(evidence: Evidence) -> None:
@@ -98,6 +100,30 @@ def test_figures_of_faces_say_that_they_show_images(evidence: Evidence) -> None:
     shown = {path.stem: shown_in(path) for path in evidence.layout.figures.glob("inside-*-free.png")}
     images, numbers = dict.fromkeys(("maps", "ways"), "images"), dict.fromkeys(("units", "layers"), "numbers")
     assert shown == {f"inside-{name}-free": what for name, what in (images | numbers).items()}
+
+
+def test_a_network_with_gates_has_attention_maps_and_its_gates(evidence: Evidence, tmp_path: Path) -> None:
+    run = next(row.run for row in evidence.runs if row.run.model == "free")
+    layout, rng, originals = Layout(tmp_path), np.random.default_rng(0), faces(np.random.default_rng(0), 3, np.ones(3))
+    shapes = {"conv3": (2, 4, 4), "conv3.channels": (2,), "conv3.places": (1, 4, 4)}
+    layers = [LayerInfo(name, shape, "post", "gate" if "." in name else "conv") for name, shape in shapes.items()]
+    counts, edges, zeros = np.ones((3, 4), int), np.tile(np.arange(5.0), (3, 1)), np.zeros(3, int)
+    shown = {
+        one.name: LayerShown(rng.uniform(size=(3, *one.shape)).astype(np.float16), 1, counts, edges, zeros)
+        for one in layers
+    }
+    ids, values = ["a", "b", "c"], {one.name: rng.uniform(size=(3, one.num_units)) for one in layers}
+    units = {one.name: np.arange(one.num_units) for one in layers}
+    with ActivationWriter(
+        layout.activations(run.id), key="k", image_ids=ids, reference_ids=[], layers=layers, probes=[], units=units
+    ) as writer:
+        writer.write_exhibits(Exhibits(ids, originals, shown, np.empty((0, 8, SIZE_PX, SIZE_PX, 3), np.uint8)))
+        writer.write_block(0, values, {}, values)
+        writer.finish()
+    items = list(inside(Evidence(evidence.study, layout, evidence.runs), "free"))
+    assert names(items) == [f"inside-{what}-free" for what in ("maps", "attention", "gates", "units", "layers")]
+    assert shown_in(layout.figures / "inside-attention-free.png") == "images"
+    assert shown_in(layout.figures / "inside-gates-free.png") == "numbers"
 
 
 # ── With and without a constraint ────────────────────────────────────────────────────────────────────────────────
@@ -173,10 +199,10 @@ def test_attention_and_gates_name_their_layers_and_ranges() -> None:
     rng = np.random.default_rng(0)
     originals = rng.integers(0, 256, (3, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
     maps = np.linspace(0.25, 0.75, 48).reshape(3, 4, 4)
-    attention = drawn(figures.attention_maps, originals, [("conv3.places", maps)])
-    assert "conv3.places\n0.25 … 0.75" in texts(attention)
-    gates = drawn(figures.gate_values, [("conv3.channels", rng.uniform(size=(3, 8)))])
-    assert {"conv3.channels", "image 1", "image 3"} <= set(texts(gates))
+    attention = drawn(figures.attention_maps, originals, [("conv3", maps)])
+    assert "conv3\n0.25–0.75" in texts(attention)
+    gates = drawn(figures.gate_values, [("conv3", rng.uniform(size=(3, 8)))])
+    assert {"conv3", "image 1", "image 3"} <= set(texts(gates))
 
 
 def test_a_way_stands_between_its_two_images() -> None:
