@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from joblib.externals.loky import get_reusable_executor
 from scipy import stats
 
 from analysis.analyse import analyse
@@ -182,6 +183,7 @@ def _study(given: argparse.Namespace) -> str:
         start = time.perf_counter()
         analyse(study, layout, runs, num_workers=given.processes)
         seconds = time.perf_counter() - start
+        get_reusable_executor().shutdown()  # only processes that have ended are counted
         cells = len(pd.read_csv(layout.statistics / "coverage.csv"))
     return f"{len(runs)} runs, {cells} cells, {given.images} images: the analysis alone {seconds:.1f} s"
 
