@@ -14,6 +14,7 @@ from analysis.measure import LOSS, RECONSTRUCTION
 from analysis.report.diagnostics import ridge_tables
 from analysis.report.evidence import Evidence, metric_quantiles
 from analysis.report.page import NOTHING, Cell, Item, Section, Table, Text, cell, drawn, interval, p_value, sortable
+from analysis.report.shares import population_shares
 from analysis.report.summary import (
     ALL_IMAGES,
     GENERAL,
@@ -104,7 +105,8 @@ def regression(evidence: Evidence, summary: Summary) -> Section:
         picture,
         _ridge_table(evidence, rows, "R² of ridge regression, pooled out of fold", with_predictors=True),
     ]
-    return Section("regression", "Regression", [*items, *ridge_tables(evidence, summary), *_naive(evidence, rows)])
+    items += [*ridge_tables(evidence, summary), *population_shares(evidence, rows), *_naive(evidence, rows)]
+    return Section("regression", "Regression", items)
 
 
 def _colours(evidence: Evidence) -> dict[str, str]:
@@ -125,7 +127,7 @@ def _chunks(models: Sequence[str]) -> list[list[str]]:
 def _ridge_table(evidence: Evidence, rows: pd.DataFrame, caption: str, *, with_predictors: bool) -> Table:
     columns = ["model", *(["metrics used"] if with_predictors else []), "n", "seeds", "R² confounds", "R² with metrics"]
     columns += ["Δ R²", "interval", "seeds from … to", "noise floor", "metrics alone"]
-    columns += ["p raw", "population Δ R²", "its interval"] if with_predictors else ["p adjusted"]
+    columns += ["p raw"] if with_predictors else ["p adjusted"]
     lines = []
     for _, row in rows.iterrows():
         p = row["p"] if with_predictors else row["p_models"]
@@ -139,14 +141,8 @@ def _ridge_table(evidence: Evidence, rows: pd.DataFrame, caption: str, *, with_p
             _over_seeds(row, "delta_min", "delta_max"),
         ]
         rest = [cell(float(row["floor"])), cell(float(row["metrics"])), Cell(p_value(p), float(p) if p == p else 2.0)]
-        rest += _population(row) if with_predictors else []
         lines.append((*names, *counts, *numbers, *spread, *rest))
     return Table(caption, tuple(columns), tuple(lines), file="../statistics/ridge_over_seeds.csv")
-
-
-def _population(row: pd.Series) -> list[Cell]:
-    low, high = row["population_low"], row["population_high"]
-    return [cell(float(row["population"])), Cell(interval(low, high), sortable(low))]
 
 
 def _with_errors(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:

@@ -200,6 +200,7 @@ def _ridge(table: pd.DataFrame) -> pd.DataFrame:
         "population": "population_delta_r2",
         "population_low": "population_delta_r2_low",
         "population_high": "population_delta_r2_high",
+        "population_n": "population_n",
         "metrics_floor": "r2_metrics_noise_high",
         "ceiling": "noise_ceiling",
         "detectable": "smallest_detectable_r2",
@@ -217,6 +218,7 @@ def _ridge(table: pd.DataFrame) -> pd.DataFrame:
         delta_max=("delta_r2", "max"),
         p=("p_delta", "max"),
         reason=("reason", _first_reason),
+        population_reason=("population_reason", _first_reason),
         **{name: (column, "mean") for name, column in means.items()},
     ).reset_index()
 

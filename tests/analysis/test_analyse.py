@@ -160,7 +160,8 @@ def test_what_is_missing_is_named(tables: dict[str, pd.DataFrame]) -> None:
     assert general["num_clusters"] == N - 1
     tiny = one_row(tables["ridge"], trained_on="all", seed=0, subset="black-m", predictors="all")
     assert tiny["reason"] == "5 images, fewer than 30"
-    assert np.isnan(tiny["r2_full"])
+    assert tiny["population_reason"] == tiny["reason"]
+    assert np.isnan(tiny[["r2_full", "population_delta_r2"]].astype(float)).all()
 
 
 def test_the_planted_metric_is_found_and_the_noise_is_not(tables: dict[str, pd.DataFrame]) -> None:
@@ -178,6 +179,8 @@ def test_the_planted_metric_is_found_and_the_noise_is_not(tables: dict[str, pd.D
     assert gini["delta_r2"] > gini["delta_r2_noise_high"]
     assert gini["p_delta"] == 0.01
     assert gini["left_out"] == "mu gini"
+    assert 0.1 < gini["population_delta_r2_low"] < gini["population_delta_r2"] < gini["population_delta_r2_high"]
+    assert (gini["population_n"], gini["population_rank"]) == (N - 1, 1)
     noise = one_row(tables["ridge"], **where, predictors="reconstruction")
     assert noise["delta_r2"] < 0.03
     assert noise["p_delta"] > 0.01
