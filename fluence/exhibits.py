@@ -105,7 +105,7 @@ def _shown(values: Tensor, layer: str, image_id: str, float32_layers: Mapping[st
     other = stored[stored != 0].astype(np.float64)  # float64 can tell apart what the bins are to tell apart
     counts, edges = np.histogram(other, bins=NUM_BINS)
     maps, pooled_px = _maps(values)
-    return LayerShown(maps.numpy().astype(dtype), pooled_px, counts, edges, np.int64(len(stored) - len(other)))
+    return LayerShown(maps.numpy().astype(dtype), pooled_px, counts, edges, np.array(len(stored) - len(other)))
 
 
 def _maps(values: Tensor) -> tuple[Tensor, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -25,7 +26,7 @@ _PANELS_ACROSS = 4
 _UNITS_ACROSS = 5
 _UNIT_BINS = 20
 _VALUES_PER_BIN = 8
-_LINES = ("-", "--", "-.", ":")
+_LINES: Any = ("-", "--", "-.", ":")
 _OVERLAY = 0.6  # share of the colours of a map over a face
 
 
@@ -89,7 +90,8 @@ def attention_maps(originals: np.ndarray, maps: Sequence[tuple[str, np.ndarray]]
 
     Args:
         originals: uint8 [images, height, width, 3].
-        maps: name and gates in [0, 1], [images, rows, columns], of each layer; coloured from its least to its largest value.
+        maps: name and gates in [0, 1], [images, rows, columns], of each layer; coloured from its least to its largest
+            value.
     """
     columns = [originals, *(_overlaid(originals, values) for _, values in maps)]
     cells = [np.stack([_resized(column[row], 2 * _CELL_PX) for column in columns]) for row in range(len(originals))]
@@ -140,7 +142,8 @@ def unit_histograms(panels: Sequence[UnitPanel], across: int = _PANELS_ACROSS) -
     axes = _axes_of_sheet(figure, None, (0, 0, 1, 1))
     axes.set_xlim(0, across)
     axes.set_ylim(down, 0)
-    shapes, dead = [], []
+    shapes: list[np.ndarray] = []
+    dead: list[np.ndarray] = []
     for number, panel in enumerate(panels):
         corner = np.array([number % across + 0.04, number // across + 0.12])
         size = np.array([0.92, 0.74])
@@ -151,7 +154,12 @@ def unit_histograms(panels: Sequence[UnitPanel], across: int = _PANELS_ACROSS) -
             values = panel.values[:, unit].astype(float)
             (shapes if np.ptp(values) else dead).append(_outline(values, low, high, place, box))
         axes.text(
-            *(corner - [0, 0.02]), shorten(panel.title, int(24 * 4 / across)), va="bottom", fontsize=7, weight="bold"
+            corner[0],
+            corner[1] - 0.02,
+            shorten(panel.title, int(24 * 4 / across)),
+            va="bottom",
+            fontsize=7,
+            weight="bold",
         )
         axes.text(corner[0], corner[1] + size[1], _rounded(low), va="top", fontsize=6, color=MUTED)
         right = corner[0] + size[0] * 0.97
