@@ -76,7 +76,7 @@ class Picture:
     @property
     def source(self) -> str:
         """The image as a data URI."""
-        return f"data:{self.plate.media_type};base64,{base64.b64encode(self.plate.image).decode('ascii')}"
+        return f"data:image/webp;base64,{base64.b64encode(self.plate.image).decode('ascii')}"
 
 
 @dataclass(frozen=True)
