@@ -262,19 +262,25 @@ def _cost(given: argparse.Namespace) -> int:
 
 
 def _report(given: argparse.Namespace) -> int:
+    from analysis.report.printing import printer
     from jobs.bodies import Execution
     from jobs.snapshot import take_snapshot
     from jobs.status import locked
     from jobs.tasks import task_command
 
     study, layout = _load(given)
+    print_to_pdf = printer() if given.pdf else None
     with locked(layout):
         snapshot = take_snapshot(study, layout).save(layout)
         for stage in ("analyse", "report"):
             code = subprocess.run(task_command(snapshot, stage, "study", Execution()), check=False).returncode
             if code:
                 return code
+        if print_to_pdf:
+            print_to_pdf(layout.report_page, layout.report_pdf)
     print(f"report   {layout.report_page}")
+    if print_to_pdf:
+        print(f"pdf      {layout.report_pdf}")
     return 0
 
 

@@ -70,7 +70,7 @@ def case(evidence: Evidence, name: str) -> Case:
 
 @pytest.fixture(scope="module")
 def section(evidence: Evidence) -> Section:
-    return comparisons(evidence, summarise(evidence))[0]
+    return comparisons(evidence, summarise(evidence))
 
 
 def changed(evidence: Evidence, name: str, **changes: object) -> list[object]:
@@ -78,7 +78,7 @@ def changed(evidence: Evidence, name: str, **changes: object) -> list[object]:
     study = evidence.study
     alone = study.model_copy(update={"comparisons": {name: study.comparisons[name]}})
     other = replace(evidence, study=alone, **changes)
-    return part(comparisons(other, summarise(other))[0], name)
+    return part(comparisons(other, summarise(other)), name)
 
 
 def part(section: Section, name: str) -> list[object]:
@@ -122,7 +122,7 @@ def test_the_chapter_follows_the_models_and_is_in_the_contents(made: MadeStudy) 
 
 def test_a_study_without_comparisons_has_no_such_chapter(evidence: Evidence) -> None:
     alone = replace(evidence, study=evidence.study.model_copy(update={"comparisons": {}}))
-    assert comparisons(alone, summarise(alone)) == ()
+    assert comparisons(alone, summarise(alone)) is None
 
 
 def test_each_comparison_shows_three_figures_and_three_tables(section: Section) -> None:
