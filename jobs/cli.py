@@ -262,14 +262,17 @@ def _cost(given: argparse.Namespace) -> int:
 
 
 def _report(given: argparse.Namespace) -> int:
-    from analysis.report.printing import printer
     from jobs.bodies import Execution
     from jobs.snapshot import take_snapshot
     from jobs.status import locked
     from jobs.tasks import task_command
 
     study, layout = _load(given)
-    print_to_pdf = printer() if given.pdf else None
+    print_to_pdf = None
+    if given.pdf:
+        from analysis.report.printing import printer
+
+        print_to_pdf = printer()
     with locked(layout):
         snapshot = take_snapshot(study, layout).save(layout)
         for stage in ("analyse", "report"):

@@ -47,7 +47,8 @@ def model_page(evidence: Evidence, summary: Summary, model: str) -> ModelPage:
 
 def _settings(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
     yield Text(describe_model(evidence.study, model, facts_of(evidence)))
-    lines = {"models": {model: of_model(evidence.study, model)}}
+    settings = of_model(evidence.study, model)
+    lines = {"models": {model: settings}, "training": settings.pop("training")}
     yield Code("All of its settings, as a study file says them", yaml.safe_dump(lines, sort_keys=False))
 
 

@@ -74,7 +74,7 @@ def _losses(evidence: Evidence) -> pd.Series:
     """Loss at the end of training of the models of all groups, mean over the seeds, by model."""
     done = {run.id for run in evidence.done if run.group == "all"}
     curves = evidence.curves[(evidence.curves["term"] == "loss") & evidence.curves["run_id"].isin(done)]
-    return loss_terms(curves).get("loss", pd.Series(dtype=float)).groupby("model").mean()
+    return pd.Series(dtype=float) if curves.empty else loss_terms(curves)["loss"].groupby("model").mean()
 
 
 def loss_terms(curves: pd.DataFrame) -> pd.DataFrame:

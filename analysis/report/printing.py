@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import shutil
 import subprocess
@@ -26,25 +25,31 @@ def printer() -> Printer:
     Raises:
         StudyError: there is neither.
     """
-    if importlib.util.find_spec("weasyprint"):
+    if not (trouble := _weasyprint()):
         return _print_by_weasyprint
     found = [path for path in map(shutil.which, _BROWSERS) if path]
     if not found:
         raise StudyError(
-            "--pdf needs WeasyPrint or Chromium, and there is neither; type: pip install weasyprint, or open the "
+            f"--pdf: there is neither WeasyPrint ({trouble}) nor Chromium; type: pip install weasyprint, or open the "
             "report in a browser and print it from there"
         )
     return lambda page, target: print_by_browser(found[0], page, target)
 
 
-def _print_by_weasyprint(page: Path, target: Path) -> None:
+def _weasyprint() -> str:
+    """Why WeasyPrint cannot be used; empty if it can."""
     try:
-        import weasyprint
-    except OSError as error:
-        raise StudyError(
-            f"WeasyPrint is installed, but not the library Pango that it draws with ({error}); type: apt install "
-            "libpango-1.0-0 libpangoft2-1.0-0, conda install pango, or ask for the module on a cluster"
-        ) from error
+        import weasyprint  # noqa: F401
+    except ImportError:
+        return "it is not installed"
+    except OSError:
+        return "it is installed, but not the library Pango that it draws with: apt, conda or a module has it"
+    return ""
+
+
+def _print_by_weasyprint(page: Path, target: Path) -> None:
+    import weasyprint
+
     logging.getLogger("weasyprint").setLevel(logging.ERROR)  # rules that only concern screens are no news
     with atomic_path(target) as temporary:
         weasyprint.HTML(filename=str(page)).write_pdf(temporary)
