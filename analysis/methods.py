@@ -175,7 +175,7 @@ def _dataset(study: Study, name: str) -> str:
 def _models(study: Study, facts: Facts) -> str:
     groups = study.group_names
     own = [group for group in groups if group != "all"]
-    words = [_model(study, name, facts) for name in study.model_names]
+    words = [describe_model(study, name, facts) for name in study.model_names]
     if own:
         general = "on the images of all groups together and " if "all" in groups else ""
         words.append(
@@ -199,7 +199,8 @@ def _seeds(study: Study) -> str:
     return f"Trainings were done of {'; of '.join(told)}"
 
 
-def _model(study: Study, name: str, facts: Facts) -> str:
+def describe_model(study: Study, name: str, facts: Facts) -> str:
+    """What a model is, what it minimises and how long it was trained."""
     model = study.models[name]
     if isinstance(model, PixelsModel):
         return f"“{name}” is no network: its only layer are the pixels of the image, as a negative control."

@@ -72,6 +72,11 @@ class Layout:
         """The report itself: one HTML file that opens offline."""
         return self.report / "index.html"
 
+    @property
+    def report_pdf(self) -> Path:
+        """The report as PDF, if it was asked for."""
+        return self.report / "report.pdf"
+
     def packed(self, dataset: str) -> Path:
         """Pixels and manifest of one data set."""
         return self.root / "packed" / f"{dataset}.h5"

@@ -268,13 +268,22 @@ def _report(given: argparse.Namespace) -> int:
     from jobs.tasks import task_command
 
     study, layout = _load(given)
+    print_to_pdf = None
+    if given.pdf:
+        from analysis.report.printing import printer
+
+        print_to_pdf = printer()
     with locked(layout):
         snapshot = take_snapshot(study, layout).save(layout)
         for stage in ("analyse", "report"):
             code = subprocess.run(task_command(snapshot, stage, "study", Execution()), check=False).returncode
             if code:
                 return code
+        if print_to_pdf:
+            print_to_pdf(layout.report_page, layout.report_pdf)
     print(f"report   {layout.report_page}")
+    if print_to_pdf:
+        print(f"pdf      {layout.report_pdf}")
     return 0
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 from analysis.report import findings, record
+from analysis.report.budget import within_budget
 from analysis.report.caveats import caveats
 from analysis.report.comparisons import comparisons
 from analysis.report.diagnostics import diagnostics
 from analysis.report.evidence import Evidence, gather
 from analysis.report.groups import groups
+from analysis.report.modelpage import model_page
 from analysis.report.models import models
 from analysis.report.page import Page, render
 from analysis.report.summary import summarise
 from analysis.report.verdict import verdict
+from analysis.report.workers import Part, make_parts
 from fluence import __version__
 from fluence.layout import Layout, RunRow
 from fluence.store.files import write_text
@@ -23,40 +27,46 @@ from fluence.study import Study
 
 __all__ = ["write_report"]
 
+CHAPTERS: tuple[Part, ...] = (
+    findings.metrics,
+    findings.regression,
+    groups,
+    models,
+    comparisons,
+    diagnostics,
+    record.rated_images_section,
+    record.failures,
+    record.methods,
+    record.provenance,
+    record.dictionary,
+)
+"""The chapters of the report, from the top. Each is made by itself, and may be left out by returning None."""
 
-def write_report(study: Study, layout: Layout, runs: list[RunRow]) -> None:
+
+def write_report(study: Study, layout: Layout, runs: list[RunRow], *, num_workers: int | None = None) -> None:
     """Writes the report of a study from whatever lies in its folder; what is missing is named in it.
 
     Args:
         study: the study.
         layout: its folder.
         runs: every run of the grid, also those that failed.
+        num_workers: processes that draw; as many as there are cores by default, if there is enough to draw.
 
     Raises:
         ArtifactError: the disk is full or the folder is not writable.
     """
     started = time.time()
-    page = _page(gather(study, layout, runs))
-    write_text(layout.report_page, render(page))
+    page = _page(gather(study, layout, runs), num_workers)
+    write_text(layout.report_page, render(within_budget(page)))
+    layout.report_pdf.unlink(missing_ok=True)  # it shows an earlier report
     _remove_older(layout.figures, started)
 
 
-def _page(evidence: Evidence) -> Page:
+def _page(evidence: Evidence, num_workers: int | None) -> Page:
     study, summary = evidence.study, summarise(evidence)
-    key_items = findings.key_items(evidence, summary)
-    sections = (
-        findings.metrics(evidence, summary),
-        findings.regression(evidence, summary),
-        groups(evidence, summary),
-        models(evidence),
-        *comparisons(evidence, summary),
-        diagnostics(evidence, summary),
-        record.rated_images_section(evidence),
-        record.failures(evidence),
-        record.methods(evidence),
-        record.provenance(evidence),
-        record.dictionary(evidence),
-    )
+    pages: list[Part] = [partial(model_page, model=model) for model in study.model_names]
+    parts = make_parts([findings.key_items, *CHAPTERS, *pages], evidence, summary, num_workers=num_workers)
+    key_items, sections, model_pages = parts[0], parts[1 : 1 + len(CHAPTERS)], parts[1 + len(CHAPTERS) :]
     made = f"Made on {time.strftime('%Y-%m-%d at %H:%M')} by fluence {__version__} (commit {code_commit()})."
     return Page(
         title=study.name,
@@ -65,7 +75,8 @@ def _page(evidence: Evidence) -> Page:
         verdict=verdict(evidence, summary),
         key_items=key_items,
         caveats=caveats(evidence),
-        sections=sections,
+        sections=[section for section in sections if section is not None],
+        model_pages=model_pages,
     )
 
 

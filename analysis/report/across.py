@@ -30,9 +30,11 @@ from analysis.report.page import (
     p_value,
     render,
 )
+from analysis.report.settings import flat, text_of
 from analysis.report.summary import (
     PREDICTOR_NAMES,
     Summary,
+    labelled,
     metric_name,
     seeds_done,
     summarise,
@@ -137,8 +139,7 @@ def regressions_of(sides: Sequence[Side]) -> pd.DataFrame:
         table = side.summary.general_ridge().dropna(subset=["delta"])
         primary = side.summary.primary(untrained).set_index("model")["p_models"]
         adjusted = table["model"].map(primary).where(table["predictors"] == "all")
-        controls = untrained - {"untrained"}
-        models = [f"{model} (untrained)" if model in controls else model for model in table["model"]]
+        models = [labelled(model, untrained) for model in table["model"]]
         labels = [f"{side.name}: {model}" for model in models]
         seeds = [seeds_done(side.evidence, row.num_seeds, row.model) for row in table.itertuples()]
         family = {"p_models": adjusted, "family_size": len(primary)}
@@ -181,7 +182,7 @@ def differences(sides: Sequence[Side]) -> Iterator[Caveat]:
     ):
         said = [_at(side, key) for side in sides]
         if any(value != said[0] for value in said):
-            named = tuple(f"{side.name}: {_text(value)}" for side, value in zip(sides, said, strict=True))
+            named = tuple(f"{side.name}: {text_of(value)}" for side, value in zip(sides, said, strict=True))
             yield Caveat(f"{meaning} ({key}).", details=named)
     for side in sides:
         undone = [row for row in side.evidence.runs if row.status != "done"]
@@ -226,28 +227,11 @@ def _at(side: Side, key: str) -> Any:
     return found
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_text(part)}" for name, part in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_text, value)) or "none"
-    return "–" if value is None else str(value)
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every setting, by its path."""
-    if isinstance(value, dict) and value:
-        for name, part in value.items():
-            yield from _flat(part, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, _text(value)
-
-
 def _settings_table(sides: Sequence[Side]) -> Table:
-    flat = [dict(_flat(side.evidence.study.model_dump(mode="json"))) for side in sides]
-    keys = [key for key in dict.fromkeys(itertools.chain(*flat)) if key not in ("name", "description")]
-    differing = [key for key in keys if len({one.get(key) for one in flat}) > 1]
-    rows = [(Cell(key), *(Cell(one.get(key, "–")) for one in flat)) for key in differing]
+    settings = [dict(flat(side.evidence.study.model_dump(mode="json"))) for side in sides]
+    keys = [key for key in dict.fromkeys(itertools.chain(*settings)) if key not in ("name", "description")]
+    differing = [key for key in keys if len({one.get(key) for one in settings}) > 1]
+    rows = [(Cell(key), *(Cell(one.get(key, "–")) for one in settings)) for key in differing]
     columns = ("setting", *(side.name for side in sides))
     return Table(f"{counted(len(differing), 'setting')} of {len(keys):,} differ", columns, tuple(rows))
 

@@ -45,16 +45,16 @@ _IMAGES_SHOWN = 8
 _LACKING = "what is lacking"
 
 
-def comparisons(evidence: Evidence, summary: Summary) -> tuple[Section, ...]:
-    """The models of each comparison side by side, under its question; nothing if the study has no comparisons."""
+def comparisons(evidence: Evidence, summary: Summary) -> Section | None:
+    """The models of each comparison side by side, under its question; None if the study has no comparisons."""
     asked = evidence.study.comparisons
     if not asked:
-        return ()
+        return None
     means = run_means(evidence, sorted({model for comparison in asked.values() for model in comparison.models}))
     items: list[Item] = []
     for name, comparison in asked.items():
         items += [Heading(name), Text(comparison.question), *_items(case_of(evidence, summary, name, means))]
-    return (Section("comparisons", "Comparisons", items),)
+    return Section("comparisons", "Comparisons", items)
 
 
 def _items(case: Case) -> Iterator[Item]:

@@ -244,10 +244,10 @@ def run_means(evidence: Evidence, models: Sequence[str]) -> pd.DataFrame:
     return pd.concat(pieces, ignore_index=True)[columns] if pieces else pd.DataFrame(columns=columns)
 
 
-def metric_quantiles(evidence: Evidence, metrics: tuple[str, ...]) -> pd.DataFrame:
+def metric_quantiles(evidence: Evidence, metrics: tuple[str, ...], models: Sequence[str]) -> pd.DataFrame:
     """5 %, 50 % and 95 % of some metrics over the images: model, metric, layer, q05, q50, q95; first general run."""
     pieces = []
-    for model in evidence.study.model_names:
+    for model in models:
         run = first_runs(evidence, model).get("all")
         values = metrics_of(evidence, run) if run else None
         if values is not None:

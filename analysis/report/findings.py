@@ -1,4 +1,4 @@
-"""The chapters on the results: single metrics, regression."""
+"""The chapters on the results: single metrics and regression."""
 
 from __future__ import annotations
 
@@ -24,13 +24,23 @@ from analysis.report.summary import (
     error_names,
     expected_words,
     incomplete,
+    labelled,
     reported_metrics,
     seeds_done,
+    shown_models,
+    shown_words,
     untrained_models,
 )
 from analysis.statistics import Estimator
 
 _PER_FIGURE = 3
+_BY_LAYER = (
+    "Thin lines: interval over the images; thick lines: range over the seeds; filled: significant after correction in "
+    "every seed"
+)
+_LONG = 40  # rows of a table that is closed at first
+_MOST_LINES = 24  # of a figure, which then fills a page
+_MOST_ROWS = 600  # of a table
 _ERRORS, _LOSS = "errors", "loss"
 
 
@@ -43,12 +53,13 @@ def key_items(evidence: Evidence, summary: Summary) -> list[Item]:
     chosen = table[(table["predictors"] == "all") & table["delta"].notna()]
     adjusted = summary.primary(untrained).set_index("model")["p_models"]
     rows = chosen.assign(
-        label=[f"{m} (untrained)" if m in untrained else m for m in chosen["model"]],
+        label=[labelled(m, untrained) for m in chosen["model"]],
         p_models=chosen["model"].map(adjusted),
         control=chosen["model"].isin(untrained),
     ).sort_values(["control", "delta"], ascending=[True, False])
     if rows.empty:
         return []
+    drawn_rows, cut = _largest(rows)
     picture = drawn(
         evidence.layout,
         "answer",
@@ -56,13 +67,23 @@ def key_items(evidence: Evidence, summary: Summary) -> list[Item]:
         f"Left: R² of the ratings, predicted out of fold from the confounds alone (diamond) and with all metrics of "
         f"all layers added (dot). Right: the difference with its {evidence.study.analysis.confidence:.0%} bootstrap "
         f"interval; grey bars end where one in twenty shuffled data sets ends. Means over the seeds."
-        f"{incomplete(evidence, rows)}",
+        f"{cut}{incomplete(evidence, drawn_rows)}",
         figures.gain_over_confounds,
-        rows,
+        drawn_rows,
         _ceiling(rows),
         _colours(evidence),
     )
-    return [picture, _ridge_table(evidence, rows, "The numbers of this figure", with_predictors=False)]
+    return [picture, ridge_table(evidence, rows, "The numbers of this figure", with_predictors=False)]
+
+
+def _largest(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows that a figure has room for, those with the largest Δ R² and the controls, and a sentence on the rest."""
+    if len(rows) <= _MOST_LINES:
+        return rows, ""
+    control = rows["control"] if "control" in rows else pd.Series(False, index=rows.index)
+    chosen = rows.assign(gain=rows["delta"].mask(control, np.inf)).nlargest(_MOST_LINES, "gain").index
+    words = f" Of {len(rows)} lines the {_MOST_LINES} with the largest Δ R²; the table has all."
+    return rows.loc[[index in chosen for index in rows.index]].drop(columns="gain", errors="ignore"), words
 
 
 def metrics(evidence: Evidence, summary: Summary) -> Section:
@@ -74,9 +95,9 @@ def metrics(evidence: Evidence, summary: Summary) -> Section:
         items += [
             *_by_layer(evidence, summary, "pearson", "Correlation with the ratings by layer."),
             *_by_layer(evidence, summary, "partial", "The same with the confounds taken out (partial correlation)."),
-            *_sweep(evidence),
+            *_sweep(evidence, summary),
         ]
-    items += [*_distributions(evidence), *_correlation_table(evidence, summary)]
+    items += [*_distributions(evidence, summary), *_correlation_table(evidence, summary)]
     return Section("metrics", "Metrics", items)
 
 
@@ -89,21 +110,22 @@ def regression(evidence: Evidence, summary: Summary) -> Section:
     rows = rows.assign(
         label=[f"{r.model}: {PREDICTOR_NAMES.get(r.predictors, r.predictors)}" for r in rows.itertuples()]
     )
+    drawn_rows, cut = _largest(rows)
     picture = drawn(
         evidence.layout,
         "ridge",
         "R² by family of metrics.",
         "As in the first figure, for each family of metrics over all layers. Exploratory but for “all metrics”. A "
         "negative value means: worse than predicting the mean."
-        f"{incomplete(evidence, rows)}",
+        f"{cut}{incomplete(evidence, drawn_rows)}",
         figures.gain_over_confounds,
-        rows,
+        drawn_rows,
         _ceiling(rows),
         _colours(evidence),
     )
     items: list[Item] = [
         picture,
-        _ridge_table(evidence, rows, "R² of ridge regression, pooled out of fold", with_predictors=True),
+        ridge_table(evidence, rows, "R² of ridge regression, pooled out of fold", with_predictors=True),
     ]
     items += [*ridge_tables(evidence, summary), *population_shares(evidence, rows), *_naive(evidence, rows)]
     return Section("regression", "Regression", items)
@@ -124,7 +146,8 @@ def _chunks(models: Sequence[str]) -> list[list[str]]:
     return [list(models[start : start + _PER_FIGURE]) for start in range(0, len(models), _PER_FIGURE)]
 
 
-def _ridge_table(evidence: Evidence, rows: pd.DataFrame, caption: str, *, with_predictors: bool) -> Table:
+def ridge_table(evidence: Evidence, rows: pd.DataFrame, caption: str, *, with_predictors: bool) -> Table:
+    """Regressions, a row each, from rows of `Summary.ridge`; with_predictors names the sets of metrics they use."""
     columns = ["model", *(["metrics used"] if with_predictors else []), "n", "seeds", "R² confounds", "R² with metrics"]
     columns += ["Δ R²", "interval", "seeds from … to", "noise floor", "metrics alone"]
     columns += ["p raw"] if with_predictors else ["p adjusted"]
@@ -142,7 +165,8 @@ def _ridge_table(evidence: Evidence, rows: pd.DataFrame, caption: str, *, with_p
         ]
         rest = [cell(float(row["floor"])), cell(float(row["metrics"])), Cell(p_value(p), float(p) if p == p else 2.0)]
         lines.append((*names, *counts, *numbers, *spread, *rest))
-    return Table(caption, tuple(columns), tuple(lines), file="../statistics/ridge_over_seeds.csv")
+    file, folded = "../statistics/ridge_over_seeds.csv", len(lines) > _LONG
+    return Table(caption, tuple(columns), tuple(lines), file=file, folded=folded)
 
 
 def _with_errors(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
@@ -159,18 +183,15 @@ def _with_errors(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
 
 def _by_layer(evidence: Evidence, summary: Summary, estimator: str, title: str) -> Iterator[Item]:
     table = _with_errors(evidence, summary.general_correlations(estimator)).dropna(subset=["r"])
-    names = {**reported_metrics(evidence), _ERRORS: "reconstruction error", _LOSS: "sharpness"}
-    present = {metric: name for metric, name in names.items() if metric in set(table["metric"])}
-    models = [model for model in evidence.study.model_names if model in set(table["model"])]
+    present = _panels(evidence, table)
+    models = [model for model in shown_models(evidence, summary) if model in set(table["model"])]
     for number, chunk in enumerate(_chunks(models), start=1):
         yield drawn(
             evidence.layout,
             f"correlations-{estimator}-{number}",
             title,
-            "Thin lines: interval over the images; thick lines: range over the seeds; filled: significant after "
-            f"correction in every seed, {corrected_over(evidence)}. n = {table['n'].min():,.0f} images. "
-            f"{expected_words(present)}"
-            f"{incomplete(evidence, table[table['model'].isin(chunk)])}",
+            f"{_BY_LAYER}, {corrected_over(evidence)}. n = {table['n'].min():,.0f} images. {expected_words(present)}"
+            f"{shown_words(evidence)}{incomplete(evidence, table[table['model'].isin(chunk)])}",
             figures.correlations_by_layer,
             table[table["model"].isin(chunk)],
             present,
@@ -183,13 +204,46 @@ def corrected_over(evidence: Evidence) -> str:
     return f"corrected over {WORDS[evidence.study.analysis.family]}"
 
 
-def _sweep(evidence: Evidence) -> Iterator[Item]:
+def _panels(evidence: Evidence, table: pd.DataFrame) -> dict[str, str]:
+    """The metrics that a figure of correlations by layer has rows for, and their names for people."""
+    names = {**reported_metrics(evidence), _ERRORS: "reconstruction error", _LOSS: "sharpness"}
+    return {metric: name for metric, name in names.items() if metric in set(table["metric"])}
+
+
+def by_layer(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
+    """The correlations of one model by layer, as they are and with the confounds taken out, side by side."""
+    found = {"pearson": "Pearson's r", "partial": "confounds taken out"}
+    tables = [
+        _with_errors(evidence, summary.general_correlations(name)).assign(side=side) for name, side in found.items()
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    rows = table[table["model"] == model].dropna(subset=["r"])
+    if rows.empty:
+        return
+    present = _panels(evidence, rows)
+    yield drawn(
+        evidence.layout,
+        f"correlations-{model}",
+        f"Correlations of {model} with the ratings by layer.",
+        f"Left: Pearson's r; right: partial correlation. {_BY_LAYER}, {corrected_over(evidence)}. "
+        f"n = {rows['n'].min():,.0f} images. "
+        f"{expected_words(present)}{incomplete(evidence, rows)}",
+        figures.correlations_by_layer,
+        rows.assign(model=rows["side"]),
+        present,
+        dict.fromkeys(found.values(), _colours(evidence)[model]),
+    )
+
+
+def _sweep(evidence: Evidence, summary: Summary) -> Iterator[Item]:
     table = evidence.table("epsilon_sweep")
     if table.empty:
         return
     chosen = table[
         (table["scorer"] == GENERAL) & (table["subset"] == ALL_IMAGES) & (table["estimator"] == "pearson")
     ].dropna(subset=["estimate"])
+    shown = [model for model in shown_models(evidence, summary) if model in set(chosen["model"])]
+    chosen = chosen[chosen["model"].isin(shown)]
     if chosen.empty:
         return
     grouped = chosen.groupby(["model", "layer", "quantile"], sort=False)
@@ -199,16 +253,16 @@ def _sweep(evidence: Evidence) -> Iterator[Item]:
         "epsilon-sweep",
         "How the choice of ε matters.",
         "Correlation of Lε with the ratings for each quantile that was tried as ε; means over the seeds. A finding "
-        f"that holds for one ε alone is no finding.{incomplete(evidence, means)}",
+        f"that holds for one ε alone is no finding.{shown_words(evidence)}{incomplete(evidence, means)}",
         figures.epsilon_sweep,
         means,
-        [model for model in evidence.study.model_names if model in set(means["model"])],
+        shown,
     )
 
 
-def _distributions(evidence: Evidence) -> Iterator[Item]:
+def _distributions(evidence: Evidence, summary: Summary) -> Iterator[Item]:
     names = reported_metrics(evidence)
-    values = metric_quantiles(evidence, tuple(names))
+    values = metric_quantiles(evidence, tuple(names), shown_models(evidence, summary))
     if values.empty:
         yield Text("No model of all groups has been measured, so there are no distributions to show.", missing=True)
         return
@@ -218,7 +272,7 @@ def _distributions(evidence: Evidence) -> Iterator[Item]:
             f"distributions-{number}",
             "The metrics themselves.",
             "Median (dot) and central 90 % of the rated images (bar), by layer; first seed. A bar of no height is "
-            "a layer that does not tell images apart.",
+            f"a layer that does not tell images apart.{shown_words(evidence)}",
             figures.distributions,
             values[values["model"].isin(chunk)],
             names,
@@ -231,6 +285,25 @@ def _correlation_table(evidence: Evidence, summary: Summary) -> Iterator[Item]:
     table = pd.concat(pieces, ignore_index=True)
     if table.empty:
         return
+    shown = table if len(table) <= _MOST_ROWS else table.loc[table["r"].abs().nlargest(_MOST_ROWS).index]
+    caption = "Every correlation" if shown is table else f"The {_MOST_ROWS} largest correlations of {len(table):,}"
+    caption += " on all rated images, means over the seeds; p is the largest over the seeds, "
+    caption += f"{corrected_over(evidence)}. ξ of the rating as a function of the metric has no sign and no interval"
+    yield correlation_table(evidence, shown, caption, folded=True, num_all=len(table))
+
+
+def correlation_table(
+    evidence: Evidence, table: pd.DataFrame, caption: str, *, folded: bool = False, num_all: int = 0
+) -> Table:
+    """Correlations, a row each.
+
+    Args:
+        evidence: of the study.
+        table: rows of `Summary.correlations`.
+        caption: of the table.
+        folded: whether it is closed at first.
+        num_all: how many rows there would be, if these are only some of them.
+    """
     columns = ("model", "layer", "metric", "estimator", "n", "seeds", "r or ξ", "interval", "seeds from … to")
     columns += ("p raw", "p adjusted", "family size")
     names = {**reported_metrics(evidence), **error_names(evidence), **LOSS_NAMES}
@@ -253,11 +326,8 @@ def _correlation_table(evidence: Evidence, summary: Summary) -> Iterator[Item]:
             cell(int(row["family_size"])),
         ]
         rows.append((*words, *counts, *numbers))
-    caption = (
-        "Every correlation on all rated images, means over the seeds; p is the largest over the seeds, "
-        f"{corrected_over(evidence)}. ξ of the rating as a function of the metric has no sign and no interval"
-    )
-    yield Table(caption, columns, tuple(rows), file="../statistics/correlations_over_seeds.csv", folded=True)
+    file = "../statistics/correlations_over_seeds.csv"
+    return Table(caption, columns, tuple(rows), file=file, folded=folded, num_all=num_all)
 
 
 def _over_seeds(row: pd.Series, low: str, high: str) -> Cell:
@@ -267,7 +337,8 @@ def _over_seeds(row: pd.Series, low: str, high: str) -> Cell:
 
 
 def _naive(evidence: Evidence, rows: pd.DataFrame) -> Iterator[Item]:
-    rows = rows[rows["predictors"] == "all"]
+    every = rows[rows["predictors"] == "all"]
+    rows, cut = _largest(every)
     kinds = {
         "out of fold, pooled (this report)": "metrics",
         "in sample (naive)": "in_sample",
@@ -287,7 +358,7 @@ def _naive(evidence: Evidence, rows: pd.DataFrame) -> Iterator[Item]:
         "estimators",
         "The same metrics under the estimators of the literature.",
         "R² of all metrics alone, without confounds. The naive estimates are positive even for noise; they are shown "
-        "so that published numbers can be set beside ours, and are no result of this study.",
+        f"so that published numbers can be set beside ours, and are no result of this study.{cut}",
         figures.estimators,
         long,
     )
@@ -299,6 +370,6 @@ def _naive(evidence: Evidence, rows: pd.DataFrame) -> Iterator[Item]:
             cell(int(row["num_predictors"])),
             *(cell(float(row[column])) for column in kinds.values()),
         )
-        for _, row in rows.iterrows()
+        for _, row in every.iterrows()
     ]
     yield Table("R² of all metrics alone by estimator", columns, tuple(lines), file="../statistics/ridge.csv")

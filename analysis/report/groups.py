@@ -1,4 +1,4 @@
-"""The chapter on groups: each by itself, whether they differ, and general against specialised models."""
+"""The chapter on groups: a metric in each of them, whether they differ, general against specialised models."""
 
 from __future__ import annotations
 
@@ -9,17 +9,7 @@ import numpy as np
 from analysis import figures
 from analysis.report.evidence import Evidence
 from analysis.report.interactions import interaction_items
-from analysis.report.page import (
-    Cell,
-    Item,
-    Section,
-    Table,
-    Text,
-    cell,
-    drawn,
-    interval,
-    sortable,
-)
+from analysis.report.page import Cell, Item, Section, Table, Text, cell, drawn, interval, sortable
 from analysis.report.summary import (
     ALL_IMAGES,
     GENERAL,
@@ -29,11 +19,10 @@ from analysis.report.summary import (
     incomplete,
     metric_name,
     seeds_done,
+    shown_models,
     untrained_models,
 )
 from fluence.study import OWN_GROUP
-
-_DECIMALS = 3
 
 
 def groups(evidence: Evidence, summary: Summary) -> Section:
@@ -45,12 +34,12 @@ def groups(evidence: Evidence, summary: Summary) -> Section:
         return Section("groups", "Groups", [Text(text), *interaction_items(evidence)])
     if table.empty:
         return Section("groups", "Groups", [Text("No group could be analysed.", missing=True)])
-    items = [item for model in evidence.study.model_names for item in _forest(evidence, summary, model)]
+    items = [item for model in shown_models(evidence, summary) for item in forest(evidence, summary, model)]
     return Section("groups", "Groups", [*items, *interaction_items(evidence), *_specialised(evidence, summary)])
 
 
-def _forest(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
-    """The model's most correlated metric in every group."""
+def forest(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
+    """The model's most correlated metric in every group; nothing for an untrained model."""
     general = summary.general_correlations("pearson")
     general = general[general["model"] == model].dropna(subset=["r"])
     if general.empty or model in untrained_models(evidence):
@@ -96,7 +85,7 @@ def _specialised(evidence: Evidence, summary: Summary) -> Iterator[Item]:
         for scorer in (GENERAL, OWN_GROUP):
             low, high = row.get(("ci_low", scorer), np.nan), row.get(("ci_high", scorer), np.nan)
             delta = row.get(("delta", scorer), np.nan)
-            cells += [cell(float(delta), _DECIMALS), Cell(interval(low, high), sortable(low))]
+            cells += [cell(float(delta)), Cell(interval(low, high), sortable(low))]
         lines.append(tuple(cells))
     columns = ("model", "metrics used", "images", "n", "seeds")
     columns += ("Δ R² general", "interval", "Δ R² own group", "interval")

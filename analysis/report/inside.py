@@ -11,7 +11,7 @@ from analysis import figures
 from analysis.report.compared import Case
 from analysis.report.evidence import Evidence, first_runs, short
 from analysis.report.page import Item, Text, drawn, listed
-from analysis.report.summary import ALL_IMAGES, untrained_models
+from analysis.report.summary import ALL_IMAGES, Summary, untrained_models
 from fluence.architectures import CHANNELS, PLACES
 from fluence.errors import FluenceError
 from fluence.layout import Run
@@ -61,7 +61,7 @@ class _Inside:
         return figures.MapRow(label, one.maps[0], f"{one.active[0]:.0%}")
 
 
-def inside(evidence: Evidence, model: str) -> Iterator[Item]:
+def inside(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
     """Maps, gates and units of one model, and ways between its codes: of its first run that is done."""
     run = next(iter(first_runs(evidence, model).values()), None)
     found = _read(evidence, run) if run else None

@@ -1,111 +1,92 @@
-"""The chapter on the models: how they trained, and what they make of faces."""
+"""The chapter on the models: a row for each, which leads to its page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import pandas as pd
 
-from analysis import figures
-from analysis.kinds import has_prior, is_tilted
 from analysis.report.compared import compared_terms
-from analysis.report.evidence import Evidence, Which, sample_strips
-from analysis.report.inside import inside
-from analysis.report.page import Item, Section, Table, Text, cell, drawn
-from analysis.report.plates import plates_of
-from analysis.report.summary import summarise, untrained_models
-from fluence.study import ArVaeModel, Model, VqVaeModel
+from analysis.report.evidence import Evidence
+from analysis.report.page import NOTHING, Cell, Section, Table, Text, cell, interval, listed, model_id, number
+from analysis.report.settings import peculiarities
+from analysis.report.summary import ALL_METRICS, Summary, seeds_done, untrained_models
 
-_CAPTIONS: dict[Which, str] = {
-    "rated": "Rated images above what the network makes of them{how}. First by the model of all groups, then by the "
-    "models of single groups, each on faces of its own group.",
-    "training": "The same for images of the training set; held-out ones where there are any.",
-}
+_MOST_SETTINGS = 5
+_COLUMNS = ("model", "kind", "differs in", "runs", "seeds", "loss at the end", "Δ R²", "interval")
 
 
-def models(evidence: Evidence) -> Section:
-    """Loss curves and reconstructions of each model."""
-    items: list[Item] = [_table(evidence)]
-    summary = summarise(evidence)
-    for model in evidence.study.model_names:
-        items += [*_curves(evidence, model), *_reconstructions(evidence, model)]
-        items += [*inside(evidence, model), *plates_of(evidence, summary, model)]
-    return Section("models", "Models", items)
+def models(evidence: Evidence, summary: Summary) -> Section:
+    """What the models are, how far they came and what they add: an overview that leads to their pages."""
+    names = evidence.study.model_names
+    special, loss = peculiarities(evidence.study), _losses(evidence)
+    rows = tuple(_row(evidence, summary, name, special[name], loss) for name in names)
+    lead = Text(
+        "Each model has a page: settings, runs, loss curves, reconstructions, and its own results. The loss is that of "
+        "the models of all groups, on held-out images where there are any, mean over the seeds; it is comparable only "
+        "between models with the same terms and weights. Δ R² is what all metrics add to the confounds."
+    )
+    caption = "Every model" if len(names) > 1 else "The model"
+    return Section("models", "Models", [lead, Table(caption, _COLUMNS, rows, file="../statistics/runs.csv")])
 
 
-def _curves(evidence: Evidence, model: str) -> Iterator[Item]:
-    curves = compared_terms(evidence.curves[evidence.curves["model"] == model])
-    if model in untrained_models(evidence):
-        yield Text("left untrained: the negative control, whose reconstructions mean nothing.", heading=model)
-    elif curves.empty:
-        yield Text("no run has written a training log, so there are no loss curves.", heading=model, missing=True)
-    else:
-        yield drawn(
-            evidence.layout,
-            f"loss-{model}",
-            f"Training of {model}.",
-            _of_curves(evidence.study.models[model]),
-            figures.loss_curves,
-            curves,
-            evidence.study.group_names,
-        )
-
-
-def _of_curves(model: Model) -> str:
-    """What the curves of a kind of model show."""
-    chance = " with z drawn at random," if has_prior(model) else ","
-    words = [
-        f"The loss and its terms (without their weights) by epoch, a line per seed; dotted: training images{chance} "
-        "averaged while the weights change; solid: held-out images at the end of the epoch. Where solid lines rise "
-        "while dotted ones fall, the model learns its images by heart."
-    ]
-    if is_tilted(model):
-        words.append("The KL divergence is its quadratic approximation, less its least value.")
-    if isinstance(model, VqVaeModel):
-        words.append("Perplexity, no part of the loss, tells how many entries of the codebook are in use.")
-    if isinstance(model, ArVaeModel):
-        words.append(
-            "Disorder is 0 where a latent unit rises with its attribute, and about 1 where it knows nothing of it."
-        )
-    return " ".join(words)
-
-
-def _reconstructions(evidence: Evidence, model: str) -> Iterator[Item]:
-    how = " (z = μ)" if has_prior(evidence.study.models[model]) else ""
-    for which, words in _CAPTIONS.items():
-        caption = words.format(how=how)
-        strips = sample_strips(evidence, model, which)
-        if strips:
-            title = f"Reconstructions of {which} images by {model}."
-            yield drawn(
-                evidence.layout, f"reconstructions-{which}-{model}", title, caption, figures.reconstructions, strips
-            )
-        else:
-            yield Text(f"no run has kept reconstructions of {which} images.", heading=model, missing=True)
-
-
-def _table(evidence: Evidence) -> Table:
-    """Loss terms on held-out images at the end of training, mean over seeds, for each model and group."""
-    curves = compared_terms(evidence.curves[evidence.curves["run_id"].isin([run.id for run in evidence.done])])
-    if curves.empty:
-        return Table("Loss on held-out images at the end of training", ("model", "group"), ())
-    phase = "validation" if "validation" in set(curves["phase"]) else "train"
-    last = curves[curves["phase"] == phase].sort_values("epoch").groupby(["run_id", "term"], sort=False).tail(1)
-    grouped = last.groupby(["model", "group"], sort=False)
-    terms = list(dict.fromkeys(curves.loc[curves["phase"] == phase, "term"]))
-    rows = []
-    for (model, group), own in grouped:
-        means = own.groupby("term")["value"].mean()
-        numbers = [cell(float(means[term]) if term in means else None, 2) for term in terms]
-        rows.append(
-            (cell(str(model)), cell(str(group)), cell(own["seed"].nunique()), cell(own["epoch"].max()), *numbers)
-        )
-    images = "held-out" if phase == "validation" else "training"
-    return Table(
-        f"Loss terms on {images} images at the end of training, mean over the seeds",
-        ("model", "group", "seeds", "epochs", *(figures.term_name(term) for term in terms)),
-        tuple(sorted(rows, key=lambda row: _place(evidence, row[0].text, row[1].text))),
-        folded=len(rows) > 8,
+def _row(evidence: Evidence, summary: Summary, name: str, special: dict[str, str], loss: pd.Series) -> tuple[Cell, ...]:
+    kind = evidence.study.models[name].kind
+    own = f"{kind}, untrained" if name in untrained_models(evidence) else kind
+    ridge = ridge_of(summary, name)
+    seeds = 0.0 if ridge is None else float(ridge["num_seeds"])
+    return (
+        Cell(name, link=model_id(name)),
+        cell(own),
+        cell(_special(special)),
+        _runs(evidence, name),
+        Cell(seeds_done(evidence, seeds, name), seeds),
+        cell(float(loss[name]) if name in loss.index else None),
+        cell(None if ridge is None else float(ridge["delta"])),
+        cell(None) if ridge is None else Cell(interval(ridge["ci_low"], ridge["ci_high"]), float(ridge["ci_low"])),
     )
 
 
-def _place(evidence: Evidence, model: str, group: str) -> tuple[int, int]:
-    return evidence.study.model_names.index(model), evidence.study.group_names.index(group)
+def ridge_of(summary: Summary, name: str) -> pd.Series | None:
+    """The regression on all metrics of a model on all rated images; None if it could not be done."""
+    table = summary.general_ridge()
+    if table.empty:
+        return None
+    rows = table[(table["model"] == name) & (table["predictors"] == ALL_METRICS)].dropna(subset=["delta"])
+    return rows.iloc[0] if len(rows) else None
+
+
+def _special(special: dict[str, str]) -> str:
+    """`width 0.5, norm batch`, without the kind, which stands beside it."""
+    words = [f"{key} {value}" for key, value in special.items() if key != "kind"]
+    more = f" and {len(words) - _MOST_SETTINGS} more" if len(words) > _MOST_SETTINGS else ""
+    return "; ".join(words[:_MOST_SETTINGS]) + more if words else NOTHING
+
+
+def _runs(evidence: Evidence, name: str) -> Cell:
+    """`4 done`, or `3 of 4 done, 1 diverged`."""
+    ends = [row.status for row in evidence.runs if row.run.model == name]
+    done = ends.count("done")
+    others = [f"{ends.count(end)} {end}" for end in dict.fromkeys(ends) if end != "done"]
+    text = f"{done} of {len(ends)} done, {listed(others)}" if others else f"{number(done, 0)} done"
+    return Cell(text, float(done))
+
+
+def _losses(evidence: Evidence) -> pd.Series:
+    """Loss at the end of training of the models of all groups, mean over the seeds, by model."""
+    done = {run.id for run in evidence.done if run.group == "all"}
+    curves = evidence.curves[(evidence.curves["term"] == "loss") & evidence.curves["run_id"].isin(done)]
+    return pd.Series(dtype=float) if curves.empty else loss_terms(curves)["loss"].groupby("model").mean()
+
+
+def loss_terms(curves: pd.DataFrame) -> pd.DataFrame:
+    """Loss terms at the end of each training: columns are terms, indexed by model, group, seed and run_id.
+
+    Of held-out images where a run has any, else of training images.
+    """
+    terms = compared_terms(curves)
+    held_out = terms["phase"] == "validation"
+    with_held_out = set(terms.loc[held_out, "run_id"])
+    chosen = terms[held_out | ~terms["run_id"].isin(with_held_out)].sort_values("epoch", kind="stable")
+    last = chosen.groupby(["run_id", "term"], sort=False).tail(1)
+    order = list(dict.fromkeys(terms["term"]))
+    wide = last.pivot_table(index=["model", "group", "seed", "run_id"], columns="term", values="value", sort=False)
+    return wide.reindex(columns=order)

@@ -29,10 +29,12 @@ class Cell:
     Attributes:
         text: what is printed.
         key: what the column is sorted by; None sorts by the text.
+        link: id of the place in the page that it leads to; empty for none.
     """
 
     text: str
     key: float | None = None
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Table:
         rows: its cells.
         file: the CSV it was taken from, relative to the report's folder; empty if there is none.
         folded: whether it is closed until somebody opens it.
+        num_all: how many rows there are, where only the first of them are shown; else 0.
     """
 
     caption: str
@@ -52,6 +55,12 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     file: str = ""
     folded: bool = False
+    num_all: int = 0
+
+    @property
+    def extent(self) -> str:
+        """How many rows it has: `24`, or `300 of 9,000`."""
+        return f"{len(self.rows):,} of {self.num_all:,}" if self.num_all > len(self.rows) else f"{len(self.rows):,}"
 
     @property
     def kind(self) -> str:
@@ -60,9 +69,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in the page."""
+    """A figure.
+
+    Attributes:
+        plate: the figure.
+        held: whether the page holds it, or only leads to its files.
+    """
 
     plate: Plate
+    held: bool = True
 
     @property
     def kind(self) -> str:
@@ -76,7 +91,7 @@ class Picture:
     @property
     def source(self) -> str:
         """The image as a data URI."""
-        return f"data:{self.plate.media_type};base64,{base64.b64encode(self.plate.image).decode('ascii')}"
+        return f"data:image/webp;base64,{base64.b64encode(self.plate.image).decode('ascii')}"
 
 
 @dataclass(frozen=True)
@@ -87,11 +102,13 @@ class Text:
         text: the paragraph.
         heading: printed before it; empty for none.
         missing: whether it says that something is missing.
+        link: id of the place in the page that it leads to, and the words that do; empty for none.
     """
 
     text: str
     heading: str = ""
     missing: bool = False
+    link: tuple[str, str] | tuple[()] = ()
 
     @property
     def kind(self) -> str:
@@ -120,7 +137,24 @@ class Heading:
         return "heading"
 
 
-Item = Table | Picture | Text | Listing | Heading
+@dataclass(frozen=True)
+class Code:
+    """Something to be copied, closed until somebody opens it.
+
+    Attributes:
+        caption: what it is.
+        text: the lines.
+    """
+
+    caption: str
+    text: str
+
+    @property
+    def kind(self) -> str:
+        return "code"
+
+
+Item = Table | Picture | Text | Listing | Heading | Code
 
 
 @dataclass(frozen=True)
@@ -136,6 +170,30 @@ class Section:
     id: str
     title: str
     items: Sequence[Item]
+
+
+@dataclass(frozen=True)
+class ModelPage:
+    """All about one model, shown alone.
+
+    Attributes:
+        name: of the model.
+        lead: what it is, in a few words.
+        items: what the page holds, from the top.
+    """
+
+    name: str
+    lead: str
+    items: Sequence[Item]
+
+    @property
+    def id(self) -> str:
+        return model_id(self.name)
+
+
+def model_id(name: str) -> str:
+    """The anchor of a model's page."""
+    return f"model-{name}"
 
 
 @dataclass(frozen=True)
@@ -165,6 +223,7 @@ class Page:
         key_items: figure and table that support it.
         caveats: what qualifies it.
         sections: all else.
+        model_pages: a page for each model.
     """
 
     title: str
@@ -174,6 +233,7 @@ class Page:
     key_items: Sequence[Item]
     caveats: tuple[Caveat, ...]
     sections: Sequence[Section] = field(default_factory=tuple)
+    model_pages: Sequence[ModelPage] = field(default_factory=tuple)
 
 
 def drawn(

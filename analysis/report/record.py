@@ -14,11 +14,12 @@ from analysis.methods import Facts, write_methods
 from analysis.report.caveats import missing_covariates
 from analysis.report.evidence import Evidence
 from analysis.report.page import Cell, Item, Listing, Section, Table, Text, cell, drawn, listed
+from analysis.report.summary import Summary
 
 _ROWS = 300
 
 
-def rated_images_section(evidence: Evidence) -> Section:
+def rated_images_section(evidence: Evidence, _: Summary) -> Section:
     """Ratings by group, covariates, reliability."""
     ratings = evidence.ratings()
     if ratings.empty:
@@ -38,13 +39,13 @@ def rated_images_section(evidence: Evidence) -> Section:
     return Section("images", "Rated images", items)
 
 
-def failures(evidence: Evidence) -> Section:
+def failures(evidence: Evidence, _: Summary) -> Section:
     """Runs without a result, cells without a number, images left out."""
     items = [*_failed_runs(evidence), *_uncovered(evidence), *_problem_images(evidence)]
     return Section("failures", "Failures and exclusions", items)
 
 
-def provenance(evidence: Evidence) -> Section:
+def provenance(evidence: Evidence, _: Summary) -> Section:
     """When, where and with what each task was done."""
     rows = [
         (
@@ -68,14 +69,14 @@ def provenance(evidence: Evidence) -> Section:
     return Section("provenance", "Provenance", [Text(text), Table("Every task", columns, tuple(rows), folded=True)])
 
 
-def methods(evidence: Evidence) -> Section:
+def methods(evidence: Evidence, _: Summary) -> Section:
     """Methods and references, to be pasted into a paper."""
-    written = write_methods(evidence.study, _facts(evidence))
+    written = write_methods(evidence.study, facts_of(evidence))
     paragraphs = [Text(text, heading=title) for title, text in written.paragraphs]
     return Section("methods", "Methods", [*paragraphs, Text("", heading="References"), Listing(written.references)])
 
 
-def dictionary(evidence: Evidence) -> Section:
+def dictionary(evidence: Evidence, _: Summary) -> Section:
     """What the columns of the tables mean."""
     table = evidence.table("data_dictionary")
     lead = Text("All numbers of this report are in CSV and Parquet files in the folder statistics/, beside report/.")
@@ -188,7 +189,8 @@ def _problem_images(evidence: Evidence) -> Iterator[Item]:
         yield Table(caption, ("image", "line", "fate", "reason"), rows, folded=len(rows) > 15)
 
 
-def _facts(evidence: Evidence) -> Facts:
+def facts_of(evidence: Evidence) -> Facts:
+    """What turned out and the settings cannot tell."""
     data, packed = evidence.study.data, evidence.packed
     training, rated = packed.get(data.training), packed.get(data.rated)
     excluded = {name: int((one.problems["kept"] == 0).sum()) for name, one in packed.items()}

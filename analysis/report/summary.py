@@ -49,6 +49,10 @@ LOSS_NAMES = {"sharpness": "sharpness", "gradient_norm": "gradient norm"}
 """What is measured of each image's loss, and its names for people."""
 
 
+MOST_COMPARED = 6
+"""Models that the figures of a chapter show; of more, each has its own figures in its page."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """What the report says about the statistics, one row for all seeds of a training.
@@ -96,6 +100,33 @@ def seeds_done(evidence: Evidence, num_seeds: float, model: str, trained_on: str
     return f"{num_seeds:.0f}" if num_seeds >= planned else f"{num_seeds:.0f} of {planned}"
 
 
+def shown_models(evidence: Evidence, summary: Summary) -> tuple[str, ...]:
+    """The models that the figures of the chapters show, in the order of the study: all, or those that add most.
+
+    Of many models these are the untrained one, which all others are held against, and those with the largest Δ R².
+    """
+    names = evidence.study.model_names
+    if len(names) <= MOST_COMPARED:
+        return names
+    table = summary.general_ridge()
+    gains = pd.Series(dtype=float)
+    if not table.empty:
+        gains = table[table["predictors"] == ALL_METRICS].set_index("model")["delta"].dropna()
+    untrained = untrained_models(evidence)
+    control = sorted(untrained, key=lambda name: -gains.get(name, -np.inf))[:1]
+    trained = [name for name in names if name not in untrained]
+    best = sorted(trained, key=lambda name: -gains.get(name, -np.inf))[: MOST_COMPARED - len(control)]
+    return tuple(name for name in names if name in {*control, *best})
+
+
+def shown_words(evidence: Evidence) -> str:
+    """A sentence on the models that the figures of the chapters do not show; empty if there are none."""
+    num_models = len(evidence.study.model_names)
+    if num_models <= MOST_COMPARED:
+        return ""
+    return f" Of {num_models} models those with the largest Δ R²; the others: see their pages."
+
+
 def incomplete(evidence: Evidence, rows: pd.DataFrame) -> str:
     """A sentence that names each model whose mean lacks a seed, to follow a caption; empty if none does.
 
@@ -119,6 +150,11 @@ def untrained_models(evidence: Evidence) -> set[str]:
     study = evidence.study
     names = (name for name in study.model_names if study.models[name].pretrained is None)
     return {name for name in names if study.training_of(name).epochs == 0}
+
+
+def labelled(model: str, untrained: set[str]) -> str:
+    """The name of a model in a figure, which says so if it was left untrained: `big (untrained)`, `untrained`."""
+    return f"{model} (untrained)" if model in untrained and "untrained" not in model else model
 
 
 def reported_metrics(evidence: Evidence) -> dict[str, str]:

@@ -182,13 +182,14 @@ def _control(summary: Summary, untrained: set[str]) -> pd.Series | None:
 def _compared(control: pd.Series | None, best: pd.Series) -> str:
     if control is None:
         return ""
+    name = "" if control["model"] == "untrained" else f" {control['model']}"
     if control["delta"] <= 0:
         return (
-            f"The untrained network {control['model']} (negative control) adds nothing: Δ R² = "
+            f"The untrained network{name} (negative control) adds nothing: Δ R² = "
             f"{number(control['delta'])} {interval(control['ci_low'], control['ci_high'])}."
         )
     return (
-        f"The untrained network {control['model']} (negative control) adds Δ R² = {number(control['delta'])} "
+        f"The untrained network{name} (negative control) adds Δ R² = {number(control['delta'])} "
         f"{interval(control['ci_low'], control['ci_high'])}; only what {best['model']} adds beyond that can come from "
         "learning."
     )

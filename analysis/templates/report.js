@@ -34,5 +34,23 @@ for (const image of document.querySelectorAll("figure img")) {
   image.addEventListener("keydown", (event) => { if (event.key === "Enter") enlarge(image); });
 }
 large.addEventListener("click", () => large.close());
-// Everything that is folded is printed.
+// A model's page is shown alone while the address leads to it, or to something in it; all else is the report.
+const title = document.title;
+const turn = () => {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const page = target?.closest("article.model") ?? null;
+  for (const open of document.querySelectorAll("article.open")) open.classList.remove("open");
+  page?.classList.add("open");
+  document.documentElement.classList.toggle("one-model", Boolean(page));
+  document.title = page ? `${page.querySelector("h2").textContent} · ${title}` : title;
+  for (let place = target?.closest("details"); place; place = place.parentElement.closest("details")) place.open = true;
+  if (page === target) scrollTo({ top: 0, behavior: "instant" });
+  else target?.scrollIntoView({ behavior: "instant" });
+};
+addEventListener("hashchange", turn);
+if (location.hash) turn();
+// Everything that is folded is printed, and figures that nobody has scrolled to.
+addEventListener("beforeprint", () => {
+  for (const image of document.querySelectorAll("figure img")) image.loading = "eager";
+});
 window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => { d.open = true; }));

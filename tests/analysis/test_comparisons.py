@@ -19,8 +19,8 @@ from analysis.report.summary import summarise
 from fluence.layout import Layout
 from fluence.store.activations import Activations
 from tests.analysis.invented_study import MadeStudy, blurred, build
+from tests.analysis.opened import Links, needs_chromium, probed, text_of
 from tests.analysis.test_figures import drawn
-from tests.analysis.test_report import CHROMIUM, Links, chromium, text_of
 
 VAE = {"kind": "vae"}
 CHANGES: dict[str, object] = {
@@ -70,7 +70,7 @@ def case(evidence: Evidence, name: str) -> Case:
 
 @pytest.fixture(scope="module")
 def section(evidence: Evidence) -> Section:
-    return comparisons(evidence, summarise(evidence))[0]
+    return comparisons(evidence, summarise(evidence))
 
 
 def changed(evidence: Evidence, name: str, **changes: object) -> list[object]:
@@ -78,7 +78,7 @@ def changed(evidence: Evidence, name: str, **changes: object) -> list[object]:
     study = evidence.study
     alone = study.model_copy(update={"comparisons": {name: study.comparisons[name]}})
     other = replace(evidence, study=alone, **changes)
-    return part(comparisons(other, summarise(other))[0], name)
+    return part(comparisons(other, summarise(other)), name)
 
 
 def part(section: Section, name: str) -> list[object]:
@@ -122,7 +122,7 @@ def test_the_chapter_follows_the_models_and_is_in_the_contents(made: MadeStudy) 
 
 def test_a_study_without_comparisons_has_no_such_chapter(evidence: Evidence) -> None:
     alone = replace(evidence, study=evidence.study.model_copy(update={"comparisons": {}}))
-    assert comparisons(alone, summarise(alone)) == ()
+    assert comparisons(alone, summarise(alone)) is None
 
 
 def test_each_comparison_shows_four_figures_and_three_tables(section: Section) -> None:
@@ -375,26 +375,22 @@ def test_gates_are_left_out_and_seeds_spread_by_hand(evidence: Evidence) -> None
 
 # ── In a browser ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-PROBE = """<script>addEventListener("load", () => {
+LOOK = """
   const images = [...document.querySelectorAll("#comparisons figure img")];
-  document.body.dataset.broken = images.filter((image) => !image.naturalWidth).length + " of " + images.length;
-  const wide = [...document.querySelectorAll("#comparisons figure img")].filter((i) => i.width > 1000).length;
-  document.body.dataset.wide = String(wide);
+  tell("broken", await broken(images));
+  tell("wide", images.filter((image) => image.width > 1000).length);
   const heading = document.querySelector("#comparisons table.sortable thead th"); heading.click();
   const rows = [...heading.closest("table").tBodies[0].rows].map((row) => row.cells[0].textContent);
-  document.body.dataset.rows = rows.join(" ");
-});</script></body>"""
+  tell("rows", rows.join(" "));
+"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed, so the report was not opened in a browser")
+@needs_chromium
 def test_a_browser_shows_the_comparisons(made: MadeStudy, tmp_path: Path) -> None:
-    page, html = tmp_path / "probed.html", made.layout.report_page.read_text(encoding="utf-8")
-    page.write_text(html.replace("</body>", PROBE), encoding="utf-8")
-    shown = chromium(page, tmp_path)
-    assert "CONSOLE" not in shown.stderr
-    assert 'data-broken="0 of 12"' in shown.stdout
-    assert 'data-wide="0"' in shown.stdout
-    assert 'data-rows="small vgg16-5"' in shown.stdout  # the study says vgg16-5 first
+    html = made.layout.report_page.read_text(encoding="utf-8")
+    told, complaints = probed(html, LOOK, tmp_path)
+    assert complaints == ""
+    assert told == {"broken": "0 of 12", "wide": "0", "rows": "small vgg16-5"}  # the study says vgg16-5 first
     assert "seed 1 diverged: train: the loss became NaN in epoch 3" in text_of(html)
 
 

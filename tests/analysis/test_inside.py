@@ -18,6 +18,7 @@ from analysis.report.compared import Case
 from analysis.report.evidence import Evidence
 from analysis.report.inside import differing_by_constraint, inside, with_and_without
 from analysis.report.page import Item, Picture, Text
+from analysis.report.summary import Summary
 from fluence.layout import Layout
 from fluence.store.activations import ActivationWriter, LayerInfo
 from fluence.store.exhibits import Exhibits, LayerShown
@@ -25,6 +26,7 @@ from fluence.study import Study
 from tests.analysis.invented_study import SIZE_PX, faces, grid, manifest, settings, write_activations
 from tests.analysis.test_figures import drawn, texts
 
+NO_NUMBERS = Summary(pd.DataFrame(), pd.DataFrame())
 VAE = {"kind": "vae"}
 KL = [{"penalty": "kl", "layers": "all but conv1"}]
 MODELS: dict[str, object] = {
@@ -62,7 +64,7 @@ def compared(evidence: Evidence, *models: str) -> Case:
 
 
 def test_a_model_has_its_maps_units_layers_and_ways(evidence: Evidence) -> None:
-    items = list(inside(evidence, "sparse"))
+    items = list(inside(evidence, NO_NUMBERS, "sparse"))
     assert names(items) == ["inside-maps-sparse", "inside-units-sparse", "inside-layers-sparse", "inside-ways-sparse"]
     captions = [item.plate.caption for item in items if isinstance(item, Picture)]
     assert "on image j0000, recorded after its non-linearity (run sparse-all-s0)" in captions[0]
@@ -71,16 +73,16 @@ def test_a_model_has_its_maps_units_layers_and_ways(evidence: Evidence) -> None:
 
 
 def test_an_untrained_network_has_no_ways_between_its_codes(evidence: Evidence) -> None:
-    found = names(list(inside(evidence, "untrained")))
+    found = names(list(inside(evidence, NO_NUMBERS, "untrained")))
     assert found == ["inside-maps-untrained", "inside-units-untrained", "inside-layers-untrained"]
 
 
 def test_what_was_not_kept_is_said_and_what_was_not_run_is_not_asked_for(evidence: Evidence) -> None:
-    (said,) = inside(evidence, "nowhere")
+    (said,) = inside(evidence, NO_NUMBERS, "nowhere")
     assert isinstance(said, Text)
     assert said.missing
     assert any(line.startswith("nowhere-all-s0, its layers: activations/") for line in evidence.missing)
-    assert list(inside(evidence, "late")) == []
+    assert list(inside(evidence, NO_NUMBERS, "late")) == []
 
 
 def test_a_file_without_exhibits_is_said_to_have_none(evidence: Evidence, tmp_path: Path) -> None:
@@ -90,13 +92,13 @@ def test_a_file_without_exhibits_is_said_to_have_none(evidence: Evidence, tmp_pa
     other.activations(run.id).write_bytes(path.read_bytes())
     with h5py.File(other.activations(run.id), "r+") as file:
         del file["exhibits"]
-    (said,) = inside(Evidence(evidence.study, other, evidence.runs), "free")
+    (said,) = inside(Evidence(evidence.study, other, evidence.runs), NO_NUMBERS, "free")
     assert isinstance(said, Text)
     assert said.missing
 
 
 def test_figures_of_faces_say_that_they_show_images(evidence: Evidence) -> None:
-    list(inside(evidence, "free"))
+    list(inside(evidence, NO_NUMBERS, "free"))
     shown = {path.stem: shown_in(path) for path in evidence.layout.figures.glob("inside-*-free.png")}
     images, numbers = dict.fromkeys(("maps", "ways"), "images"), dict.fromkeys(("units", "layers"), "numbers")
     assert shown == {f"inside-{name}-free": what for name, what in (images | numbers).items()}
@@ -120,7 +122,7 @@ def test_a_network_with_gates_has_attention_maps_and_its_gates(evidence: Evidenc
         writer.write_exhibits(Exhibits(ids, originals, shown, np.empty((0, 8, SIZE_PX, SIZE_PX, 3), np.uint8)))
         writer.write_block(0, values, {}, values)
         writer.finish()
-    items = list(inside(Evidence(evidence.study, layout, evidence.runs), "free"))
+    items = list(inside(Evidence(evidence.study, layout, evidence.runs), NO_NUMBERS, "free"))
     assert names(items) == [f"inside-{what}-free" for what in ("maps", "attention", "gates", "units", "layers")]
     assert shown_in(layout.figures / "inside-attention-free.png") == "images"
     assert shown_in(layout.figures / "inside-gates-free.png") == "numbers"
