@@ -21,11 +21,11 @@ _NOTHING = "No regression could be computed."
 
 
 def diagnostics(evidence: Evidence, summary: Summary) -> Section:
-    """Calibration, power, spread over the seeds, noise ceiling."""
+    """Calibration, spread over the seeds, power, noise ceiling."""
     items = [
         *_calibration(evidence),
-        *_power(evidence),
         *_seeds(evidence, summary),
+        *_power(evidence),  # as narrow as the next, so they stand side by side
         *_ceiling(evidence, summary),
     ]
     return Section("diagnostics", "Diagnostics", items)

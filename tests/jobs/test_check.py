@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -242,6 +243,14 @@ def test_typicality_of_a_layer_that_nobody_records(place: Place) -> None:
     finding = the_bad(place.check(analysis={"typicality": {"components": 5, "layers": ["conv3"]}}, **recorded))
     assert finding.message.endswith("Allowed: conv1, conv2")
     assert not bad(place.check(analysis={"typicality": {"components": 5, "layers": ["conv2"]}}, **recorded))
+
+
+def test_umap_that_is_not_installed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    finding = the_bad(place.check(analysis={"embeddings": ["pca", "umap"]}))
+    assert (finding.level, finding.key) == ("error", "analysis.embeddings")
+    assert finding.hint.startswith("type pip install 'fluence[umap]'")
+    assert not bad(place.check(analysis={"embeddings": ["pca", "tsne"]}))
 
 
 def test_too_few_rated_images_for_typicality(place: Place) -> None:
