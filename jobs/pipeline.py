@@ -46,7 +46,7 @@ STAGES = (
     Stage("extract", each="run", version=2, uses_gpu=True, needs=("pack", "train"), shared=True),
     Stage("measure", each="run", version=2, uses_gpu=False, needs=("pack", "extract"), shared=True),
     Stage("analyse", each="study", version=1, uses_gpu=False, needs=("pack", "measure")),
-    Stage("report", each="study", version=1, uses_gpu=False, needs=("analyse",)),
+    Stage("report", each="study", version=2, uses_gpu=False, needs=("analyse",)),
 )
 STAGE = {stage.name: stage for stage in STAGES}
 
