@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from joblib.externals.loky import get_reusable_executor
 
 from analysis.report import write_report
 from fluence.data.synthetic import render_face
@@ -56,7 +57,9 @@ def _measure(study: Study, layout: Layout, runs: list[RunRow], options: argparse
     workers = {"num_workers": options.processes} if options.processes else {}
     started = time.perf_counter(), _cpu_s()
     write_report(study, layout, runs, **workers)
-    wall, cpu = time.perf_counter() - started[0], _cpu_s() - started[1]
+    wall = time.perf_counter() - started[0]
+    get_reusable_executor().shutdown()  # what its processes have used is known when they have ended
+    cpu = _cpu_s() - started[1]
     figures = list(layout.figures.iterdir())
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
     print(
