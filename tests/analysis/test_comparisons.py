@@ -317,7 +317,7 @@ def test_means_that_lack_a_seed_say_so(section: Section) -> None:
     items = part(section, "constraint")
     said = "Seeds are missing: sparse (1 of 2); these means may change."
     assert [said in item.caption for item in items if isinstance(item, Table)] == [True] * 5
-    assert said in caption(items, "layers")
+    assert said in caption(items, "constraint-layers")
     assert "Seeds are missing" not in " ".join(map(str, part(section, "size")))
 
 
@@ -391,7 +391,7 @@ def test_a_browser_shows_the_comparisons(made: MadeStudy, tmp_path: Path) -> Non
     html = made.layout.report_page.read_text(encoding="utf-8")
     told, complaints = probed(html, LOOK, tmp_path)
     assert complaints == ""
-    assert told == {"broken": "0 of 12", "wide": "0", "rows": "small vgg16-5"}  # the study says vgg16-5 first
+    assert told == {"broken": "0 of 15", "wide": "0", "rows": "small vgg16-5"}  # the study says vgg16-5 first
     assert "seed 1 diverged: train: the loss became NaN in epoch 3" in text_of(html)
 
 
