@@ -37,7 +37,7 @@ def p_calibration(tests: pd.DataFrame, rates: pd.DataFrame) -> Figure:
     nothing were there.
 
     Args:
-        tests: columns estimator, p_parametric, p_permutation, control (whether the model was left untrained).
+        tests: columns estimator, p_parametric, p_permutation, control (whether the model has learned nothing).
         rates: columns estimator, alpha, rate; the mean over the models.
     """
     figure = Figure(figsize=(TWO_COLUMNS_IN, 2.75))
@@ -51,7 +51,7 @@ def p_calibration(tests: pd.DataFrame, rates: pd.DataFrame) -> Figure:
             color=colour, markersize=2.2, markeredgewidth=0, alpha=0.5, label=name, rasterized=True,
         )  # fmt: skip
         middle.plot(of_null["alpha"], of_null["rate"], marker=marker, markersize=3, color=colour)
-    for control, colour, dash, name in ((False, INK, "-", "trained"), (True, MUTED, "--", "untrained")):
+    for control, colour, dash, name in ((False, INK, "-", "trained"), (True, MUTED, "--", "controls")):
         p = np.sort(tests.loc[tests["control"] == control, "p_permutation"].dropna())
         if len(p):
             expected = (np.arange(len(p)) + 0.5) / len(p)

@@ -34,11 +34,11 @@ from analysis.report.settings import flat, text_of
 from analysis.report.summary import (
     PREDICTOR_NAMES,
     Summary,
+    controls,
     labelled,
     metric_name,
     seeds_done,
     summarise,
-    untrained_models,
 )
 from analysis.tablefiles import read_statistics, write_statistics
 from fluence import __version__
@@ -135,11 +135,11 @@ def regressions_of(sides: Sequence[Side]) -> pd.DataFrame:
     """
     tables = []
     for side in sides:
-        untrained = untrained_models(side.evidence)
+        untrained = controls(side.evidence)
         table = side.summary.general_ridge().dropna(subset=["delta"])
         primary = side.summary.primary(untrained).set_index("model")["p_models"]
         adjusted = table["model"].map(primary).where(table["predictors"] == "all")
-        models = [labelled(model, untrained) for model in table["model"]]
+        models = [labelled(side.evidence, model) for model in table["model"]]
         labels = [f"{side.name}: {model}" for model in models]
         seeds = [seeds_done(side.evidence, row.num_seeds, row.model) for row in table.itertuples()]
         family = {"p_models": adjusted, "family_size": len(primary)}

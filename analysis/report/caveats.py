@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.kinds import taught_the_score
 from analysis.report.evidence import Evidence, correlation_over_images
 from analysis.report.page import Caveat, counted, listed
-from analysis.report.summary import untrained_models
+from analysis.report.summary import pixel_models, untrained_networks
 from analysis.tables import covariate_design
 from fluence.architectures import defeated_constraints
 from fluence.study import LpipsLoss, SyntheticDataset
@@ -176,7 +176,7 @@ def _covariates(evidence: Evidence) -> Iterator[Caveat]:
 
 
 def _untrained(evidence: Evidence) -> Iterator[Caveat]:
-    control = sorted(untrained_models(evidence))
+    control = sorted(untrained_networks(evidence))
     if control:
         yield Caveat(
             f"{listed(control)} {'was' if len(control) == 1 else 'were'} left untrained on purpose (negative control)."
@@ -205,7 +205,8 @@ def _own_groups(evidence: Evidence) -> Iterator[Caveat]:
 
 def _seeds(evidence: Evidence) -> Iterator[Caveat]:
     study = evidence.study
-    once = [name for name in study.model_names if len(study.seeds_of(name)) == 1]
+    networks = [name for name in study.model_names if name not in pixel_models(evidence)]
+    once = [name for name in networks if len(study.seeds_of(name)) == 1]
     if once:
-        who = "Each model" if len(once) == len(study.model_names) else f"Of each of {listed(once)} one general model"
+        who = "Each model" if len(once) == len(networks) else f"Of each of {listed(once)} one general model"
         yield Caveat(f"{who} was trained once: how much another seed would change its results is unknown.")

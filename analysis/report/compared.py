@@ -10,7 +10,7 @@ import pandas as pd
 from analysis import figures
 from analysis.measure import RECONSTRUCTION
 from analysis.report.evidence import Evidence
-from analysis.report.summary import ALL_IMAGES, Summary, incomplete, labelled, untrained_models
+from analysis.report.summary import ALL_IMAGES, Summary, incomplete, labelled
 from fluence.layout import RunRow
 
 _STYLES_OF_REPORT = 8  # models of a study that keep their colours from one comparison to the next
@@ -53,7 +53,7 @@ class Case:
 
     def label(self, model: str) -> str:
         """The name of a model, which says so if it was left untrained."""
-        return labelled(model, untrained_models(self.evidence))
+        return labelled(self.evidence, model)
 
     def ridge(self, model: str) -> pd.Series | None:
         """The regression on all metrics of a model above the confounds, on all rated images."""

@@ -34,11 +34,11 @@ from analysis.report.page import (
 from analysis.report.plates import compared_maps
 from analysis.report.summary import (
     Summary,
+    controls,
     error_names,
     metric_name,
     reported_metrics,
     seeds_done,
-    untrained_models,
 )
 
 _IMAGES_SHOWN = 8
@@ -228,7 +228,7 @@ def _gain(case: Case, model: str) -> tuple[Cell, ...]:
     row = case.ridge(model)
     if row is None or not math.isfinite(row["delta"]):
         return (cell(None),) * 4
-    primary = case.summary.primary(untrained_models(case.evidence))
+    primary = case.summary.primary(controls(case.evidence))
     p = primary.loc[primary["model"] == model, "p_models"]
     over_seeds = interval(row["delta_min"], row["delta_max"]) if row["num_seeds"] > 1 else NOTHING
     return (

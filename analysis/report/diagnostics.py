@@ -10,7 +10,7 @@ import pandas as pd
 from analysis import figures
 from analysis.report.evidence import Evidence
 from analysis.report.page import Item, Section, Text, counted, drawn, interval, number
-from analysis.report.summary import ALL_IMAGES, GENERAL, PREDICTOR_NAMES, Summary, incomplete, untrained_models
+from analysis.report.summary import ALL_IMAGES, GENERAL, PREDICTOR_NAMES, Summary, controls, incomplete, labelled
 from analysis.statistics import smallest_detectable_r2
 
 POWER = 0.8
@@ -29,11 +29,6 @@ def diagnostics(evidence: Evidence, summary: Summary) -> Section:
         *_ceiling(evidence, summary),
     ]
     return Section("diagnostics", "Diagnostics", items)
-
-
-def _label(evidence: Evidence, model: str) -> str:
-    controls = untrained_models(evidence) - {"untrained"}
-    return f"{model} (untrained)" if model in controls else model
 
 
 # ── p ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -58,7 +53,7 @@ def _calibration(evidence: Evidence) -> Iterator[Item]:
         "the groups' mean ratings: hence the permutations within groups, and the partial correlations. Right: all "
         "tests in order; on the line if nothing is there.",
         figures.p_calibration,
-        tests.assign(control=tests["model"].isin(untrained_models(evidence))),
+        tests.assign(control=tests["model"].isin(controls(evidence))),
         rates,
     )
 
@@ -113,7 +108,7 @@ def _seeds(evidence: Evidence, summary: Summary) -> Iterator[Item]:
     if rows.empty or counts.max() < 2:
         yield Text("No model was trained with two seeds, so the spread over trainings is unknown.", missing=True)
         return
-    rows = rows.assign(delta=rows["delta_r2"], label=[_label(evidence, model) for model in rows["model"]])
+    rows = rows.assign(delta=rows["delta_r2"], label=[labelled(evidence, model) for model in rows["model"]])
     families = _families(rows)
     models = [model for model in evidence.study.model_names if model in counts]
     for place, chunk in enumerate(_chunks(models), start=1):
@@ -203,7 +198,7 @@ def ridge_tables(evidence: Evidence, summary: Summary) -> Iterator[Item]:
         stars = {title: heat(own, p, chunk, "max") <= level for title, (_, p) in _PANELS.items()}
         for tables in (panels, stars):
             for one in tables.values():
-                one.index = [_label(evidence, model) for model in chunk]
+                one.index = [labelled(evidence, model) for model in chunk]
         yield drawn(
             evidence.layout,
             f"ridge-table-{place}",

@@ -21,6 +21,7 @@ from analysis.report.summary import (
     LOSS_NAMES,
     PREDICTOR_NAMES,
     Summary,
+    controls,
     error_names,
     expected_words,
     incomplete,
@@ -29,7 +30,6 @@ from analysis.report.summary import (
     seeds_done,
     shown_models,
     shown_words,
-    untrained_models,
 )
 from analysis.statistics import Estimator
 
@@ -49,11 +49,11 @@ def key_items(evidence: Evidence, summary: Summary) -> list[Item]:
     table = summary.general_ridge()
     if table.empty:
         return []
-    untrained = untrained_models(evidence)
+    untrained = controls(evidence)
     chosen = table[(table["predictors"] == "all") & table["delta"].notna()]
     adjusted = summary.primary(untrained).set_index("model")["p_models"]
     rows = chosen.assign(
-        label=[labelled(m, untrained) for m in chosen["model"]],
+        label=[labelled(evidence, m) for m in chosen["model"]],
         p_models=chosen["model"].map(adjusted),
         control=chosen["model"].isin(untrained),
     ).sort_values(["control", "delta"], ascending=[True, False])

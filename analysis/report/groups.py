@@ -16,11 +16,11 @@ from analysis.report.summary import (
     POOLED,
     PREDICTOR_NAMES,
     Summary,
+    controls,
     incomplete,
     metric_name,
     seeds_done,
     shown_models,
-    untrained_models,
 )
 from fluence.study import OWN_GROUP
 
@@ -42,7 +42,7 @@ def forest(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
     """The model's most correlated metric in every group; nothing for an untrained model."""
     general = summary.general_correlations("pearson")
     general = general[general["model"] == model].dropna(subset=["r"])
-    if general.empty or model in untrained_models(evidence):
+    if general.empty or model in controls(evidence):
         return
     top = general.loc[general["r"].abs().idxmax()]
     table = summary.correlations

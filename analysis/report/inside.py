@@ -11,7 +11,7 @@ from analysis import figures
 from analysis.report.compared import Case
 from analysis.report.evidence import Evidence, first_runs, short
 from analysis.report.page import Item, Text, drawn, listed
-from analysis.report.summary import ALL_IMAGES, Summary, untrained_models
+from analysis.report.summary import ALL_IMAGES, Summary, controls
 from fluence.architectures import CHANNELS, PLACES
 from fluence.errors import FluenceError
 from fluence.layout import Run
@@ -71,7 +71,7 @@ def inside(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
         yield from _maps(evidence, found)
         yield from _attention(evidence, found)
         yield from _distributions(evidence, found)
-        if model not in untrained_models(evidence):
+        if model not in controls(evidence):
             yield from _ways(evidence, found)
 
 

@@ -20,10 +20,10 @@ from analysis.report.page import Cell, Code, Heading, Item, ModelPage, Table, Te
 from analysis.report.plates import plates_of
 from analysis.report.record import facts_of
 from analysis.report.settings import of_model
-from analysis.report.summary import PREDICTOR_NAMES, Summary, shown_models, untrained_models
+from analysis.report.summary import PREDICTOR_NAMES, Summary, controls, shown_models
 from fluence.layout import RunRow
 from fluence.store.outcome import read_progress
-from fluence.study import ArVaeModel, Model, VqVaeModel
+from fluence.study import ArVaeModel, Model, PixelsModel, VqVaeModel
 
 _MOST_ROWS = 20
 _CAPTIONS: dict[Which, str] = {
@@ -41,16 +41,21 @@ def model_page(evidence: Evidence, summary: Summary, model: str) -> ModelPage:
         summary: of its statistics.
         model: name of the model.
     """
-    lead = name_of_kind(evidence.study.models[model])
-    control = "; left untrained: the negative control" if model in untrained_models(evidence) else ""
-    items = [item for make in MAKERS for item in make(evidence, summary, model)]
+    settings = evidence.study.models[model]
+    if isinstance(settings, PixelsModel):
+        lead, makers = "the pixels themselves, without any network", OF_PIXELS
+    else:
+        lead, makers = name_of_kind(settings), MAKERS
+    control = "; a negative control" if model in controls(evidence) else ""
+    items = [item for make in makers for item in make(evidence, summary, model)]
     return ModelPage(model, f"{lead[0].upper()}{lead[1:]}{control}.", items)
 
 
 def _settings(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
     yield Text(describe_model(evidence.study, model, facts_of(evidence)))
     settings = of_model(evidence.study, model)
-    lines = {"models": {model: settings}, "training": settings.pop("training")}
+    lines: dict[str, object] = {"models": {model: settings}}
+    lines |= {"training": training} if (training := settings.pop("training", None)) else {}
     yield Code("All of its settings, as a study file says them", yaml.safe_dump(lines, sort_keys=False))
 
 
@@ -87,7 +92,7 @@ def _figures_of(evidence: Evidence, row: RunRow) -> tuple[Cell, ...]:
 def _curves(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
     yield Heading("Training")
     curves = compared_terms(evidence.curves[evidence.curves["model"] == model])
-    if model in untrained_models(evidence):
+    if model in controls(evidence):
         yield Text("Left untrained: the negative control, whose reconstructions mean nothing.")
     elif curves.empty:
         yield Text("No run has written a training log, so there are no loss curves.", missing=True)
@@ -207,3 +212,6 @@ MAKERS: tuple[Callable[[Evidence, Summary, str], Iterator[Item]], ...] = (
     _groups,
 )
 """What the page of a model consists of, from the top; the first figures are those that a large report still holds."""
+
+OF_PIXELS = (_settings, _runs, plates_of, _correlations, _regressions, _groups)
+"""The same of the pixels, of which nothing is trained and nothing is made."""

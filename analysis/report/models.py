@@ -8,7 +8,7 @@ from analysis.report.compared import compared_terms
 from analysis.report.evidence import Evidence
 from analysis.report.page import NOTHING, Cell, Section, Table, Text, cell, interval, listed, model_id, number
 from analysis.report.settings import peculiarities
-from analysis.report.summary import ALL_METRICS, Summary, seeds_done, untrained_models
+from analysis.report.summary import ALL_METRICS, Summary, seeds_done, untrained_networks
 
 _MOST_SETTINGS = 5
 _COLUMNS = ("model", "kind", "differs in", "runs", "seeds", "loss at the end", "Δ R²", "interval")
@@ -30,7 +30,7 @@ def models(evidence: Evidence, summary: Summary) -> Section:
 
 def _row(evidence: Evidence, summary: Summary, name: str, special: dict[str, str], loss: pd.Series) -> tuple[Cell, ...]:
     kind = evidence.study.models[name].kind
-    own = f"{kind}, untrained" if name in untrained_models(evidence) else kind
+    own = f"{kind}, untrained" if name in untrained_networks(evidence) else kind
     ridge = ridge_of(summary, name)
     seeds = 0.0 if ridge is None else float(ridge["num_seeds"])
     return (

@@ -13,7 +13,7 @@ from analysis.diagnostics import RATING
 from analysis.measure import LOSS, RECONSTRUCTION
 from analysis.report.evidence import Evidence, metrics_of
 from analysis.report.page import Item, Text, counted, drawn, listed, number
-from analysis.report.summary import ALL_IMAGES, Summary, metric_name, untrained_models
+from analysis.report.summary import ALL_IMAGES, Summary, controls, metric_name, pixel_models
 from fluence.errors import FluenceError
 from fluence.layout import Run
 from fluence.store.files import read_table
@@ -31,7 +31,7 @@ _MEANINGLESS = (
 def plates_of(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
     """At most three figures: correlations of all metrics, the strongest one against the ratings, the latents."""
     yield from _matrix(evidence, model)
-    if model not in untrained_models(evidence):
+    if model not in controls(evidence):
         yield from _joint(evidence, summary, model)
     yield from _maps(evidence, model)
 
@@ -190,7 +190,7 @@ class _Map:
 
 
 def _maps(evidence: Evidence, model: str) -> Iterator[Item]:
-    if not evidence.study.analysis.embeddings:
+    if not evidence.study.analysis.embeddings or model in pixel_models(evidence):
         return
     found = _map_of(evidence, model)
     if isinstance(found, str):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fluence.study import Study
+from fluence.study import PixelsModel, Study
 
 
 def text_of(value: Any) -> str:
@@ -29,8 +29,10 @@ def flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def of_model(study: Study, name: str) -> dict[str, Any]:
     """The settings of a model as a study would say them, with those of its training, defaults included."""
-    training = study.training_of(name).model_dump(mode="json")
-    return study.models[name].model_dump(mode="json") | {"training": training}
+    settings = study.models[name].model_dump(mode="json")
+    if isinstance(study.models[name], PixelsModel):
+        return settings
+    return settings | {"training": study.training_of(name).model_dump(mode="json")}
 
 
 def peculiarities(study: Study) -> dict[str, dict[str, str]]:

@@ -16,6 +16,7 @@ from analysis.report.page import listed
 from analysis.sparsity import METRICS
 from analysis.tables import reported_metrics as layer_metrics
 from analysis.typicality_words import PREFIX, metric_names
+from fluence.study import PixelsModel
 
 _WHERE = ["model", "trained_on", "scorer", "subset"]
 GENERAL, ALL_IMAGES, POOLED, ALL_METRICS = "general", "all", "pooled", "all"
@@ -81,7 +82,7 @@ class Summary:
         table = self.ridge
         return table if table.empty else table[(table["scorer"] == GENERAL) & (table["subset"] == ALL_IMAGES)]
 
-    def primary(self, untrained: set[str]) -> pd.DataFrame:
+    def primary(self, controls: set[str]) -> pd.DataFrame:
         """The planned test of each trained model: all its metrics above the confounds, p adjusted over the models.
 
         Adds `p_models`: Benjamini-Hochberg over the models. Strongest first.
@@ -89,7 +90,7 @@ class Summary:
         table = self.general_ridge()
         if table.empty:
             return table
-        chosen = table[(table["predictors"] == ALL_METRICS) & ~table["model"].isin(untrained)].dropna(subset=["delta"])
+        chosen = table[(table["predictors"] == ALL_METRICS) & ~table["model"].isin(controls)].dropna(subset=["delta"])
         adjusted = stats.false_discovery_control(chosen["p"]) if len(chosen) else np.array([])
         return chosen.assign(p_models=adjusted).sort_values("delta", ascending=False)
 
@@ -103,7 +104,7 @@ def seeds_done(evidence: Evidence, num_seeds: float, model: str, trained_on: str
 def shown_models(evidence: Evidence, summary: Summary) -> tuple[str, ...]:
     """The models that the figures of the chapters show, in the order of the study: all, or those that add most.
 
-    Of many models these are the untrained one, which all others are held against, and those with the largest Δ R².
+    Of many models these are the strongest control, which all others are held against, and those with the largest Δ R².
     """
     names = evidence.study.model_names
     if len(names) <= MOST_COMPARED:
@@ -112,9 +113,9 @@ def shown_models(evidence: Evidence, summary: Summary) -> tuple[str, ...]:
     gains = pd.Series(dtype=float)
     if not table.empty:
         gains = table[table["predictors"] == ALL_METRICS].set_index("model")["delta"].dropna()
-    untrained = untrained_models(evidence)
-    control = sorted(untrained, key=lambda name: -gains.get(name, -np.inf))[:1]
-    trained = [name for name in names if name not in untrained]
+    unlearned = controls(evidence)
+    control = sorted(unlearned, key=lambda name: -gains.get(name, -np.inf))[:1]
+    trained = [name for name in names if name not in unlearned]
     best = sorted(trained, key=lambda name: -gains.get(name, -np.inf))[: MOST_COMPARED - len(control)]
     return tuple(name for name in names if name in {*control, *best})
 
@@ -145,16 +146,29 @@ def summarise(evidence: Evidence) -> Summary:
     return Summary(_correlations(evidence.table("correlations")), _ridge(evidence.table("ridge")))
 
 
-def untrained_models(evidence: Evidence) -> set[str]:
-    """Models left untrained on purpose, the negative control; not those that have the weights of others."""
+def controls(evidence: Evidence) -> set[str]:
+    """Models that have learned nothing on purpose: untrained networks, and the pixels themselves."""
+    return untrained_networks(evidence) | pixel_models(evidence)
+
+
+def untrained_networks(evidence: Evidence) -> set[str]:
+    """Networks left untrained on purpose; not those that have the weights of others."""
     study = evidence.study
     names = (name for name in study.model_names if study.models[name].pretrained is None)
-    return {name for name in names if study.training_of(name).epochs == 0}
+    return {name for name in names if study.training_of(name).epochs == 0} - pixel_models(evidence)
 
 
-def labelled(model: str, untrained: set[str]) -> str:
-    """The name of a model in a figure, which says so if it was left untrained: `big (untrained)`, `untrained`."""
-    return f"{model} (untrained)" if model in untrained and "untrained" not in model else model
+def pixel_models(evidence: Evidence) -> set[str]:
+    """Models that are no networks: their one layer is the image."""
+    study = evidence.study
+    return {name for name in study.model_names if isinstance(study.models[name], PixelsModel)}
+
+
+def labelled(evidence: Evidence, model: str) -> str:
+    """The name of a model in a figure, which says so if it is a control: `big (untrained)`, `untrained`, `pixels`."""
+    kinds = {"untrained": untrained_networks(evidence), "pixels": pixel_models(evidence)}
+    words = [f" ({kind})" for kind, models in kinds.items() if model in models and kind not in model]
+    return model + "".join(words)
 
 
 def reported_metrics(evidence: Evidence) -> dict[str, str]:

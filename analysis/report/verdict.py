@@ -12,10 +12,12 @@ from analysis.report.page import counted, interval, listed, number, p_equals
 from analysis.report.summary import (
     PREDICTOR_NAMES,
     Summary,
+    controls,
     expected_sign,
     metric_name,
+    pixel_models,
     seeds_done,
-    untrained_models,
+    untrained_networks,
 )
 
 _POWER = "with 80 % power at the 5 % level"
@@ -23,13 +25,13 @@ _POWER = "with 80 % power at the 5 % level"
 
 def verdict(evidence: Evidence, summary: Summary) -> tuple[str, ...]:
     """Sentences for the top of the report, the answer first."""
-    untrained = untrained_models(evidence)
-    primary = summary.primary(untrained)
+    unlearned = controls(evidence)
+    primary = summary.primary(unlearned)
     if primary.empty:
         return (_no_answer(evidence, summary),)
     level = 1 - evidence.study.analysis.confidence
     found = primary[(primary["p_models"] <= level) & (primary["delta"] > 0)]
-    control = _control(summary, untrained)
+    control = _strongest(summary, untrained_networks(evidence))
     sentences = [
         _headline(evidence, found, primary, control) + _carried_by(summary, found),
         _circular(evidence, primary),
@@ -37,7 +39,8 @@ def verdict(evidence: Evidence, summary: Summary) -> tuple[str, ...]:
         _families(summary, primary.iloc[0]),
         _yardsticks(primary.iloc[0]),
         _compared(control, primary.iloc[0]),
-        _single(evidence, summary, untrained),
+        _pixels(_strongest(summary, pixel_models(evidence))),
+        _single(evidence, summary, unlearned),
         _exploratory(len(primary)),
     ]
     return tuple(sentence for sentence in sentences if sentence)
@@ -135,11 +138,11 @@ def _yardsticks(best: pd.Series) -> str:
     return f"{words} {alone}{part} R² = {number(best['ceiling'])} that raters' disagreement leaves to any model."
 
 
-def _single(evidence: Evidence, summary: Summary, untrained: set[str]) -> str:
+def _single(evidence: Evidence, summary: Summary, unlearned: set[str]) -> str:
     """Which single metrics go with beauty once the confounds are taken out."""
     table = summary.general_correlations("partial")
     if not table.empty:
-        table = table[~table["model"].isin(untrained)].dropna(subset=["r"])
+        table = table[~table["model"].isin(unlearned)].dropna(subset=["r"])
     if table.empty:
         return ""
     family = f"the {counted(len(table), 'partial correlation')} of single metrics with the ratings"
@@ -172,10 +175,10 @@ def detectable_r(n: float) -> float:
     return math.tanh((1.959964 + 0.841621) / math.sqrt(n - 3)) if n > 3 else float("nan")
 
 
-def _control(summary: Summary, untrained: set[str]) -> pd.Series | None:
-    """The untrained network that adds most, if there is one."""
+def _strongest(summary: Summary, models: set[str]) -> pd.Series | None:
+    """The one of these models that adds most, if there is one."""
     table = summary.general_ridge()
-    rows = table[table["model"].isin(untrained) & (table["predictors"] == "all")].dropna(subset=["delta"])
+    rows = table[table["model"].isin(models) & (table["predictors"] == "all")].dropna(subset=["delta"])
     return None if rows.empty else rows.loc[rows["delta"].idxmax()]
 
 
@@ -192,6 +195,15 @@ def _compared(control: pd.Series | None, best: pd.Series) -> str:
         f"The untrained network{name} (negative control) adds Δ R² = {number(control['delta'])} "
         f"{interval(control['ci_low'], control['ci_high'])}; only what {best['model']} adds beyond that can come from "
         "learning."
+    )
+
+
+def _pixels(control: pd.Series | None) -> str:
+    if control is None:
+        return ""
+    return (
+        f"The same metrics of the pixels themselves, without any network, add Δ R² = {number(control['delta'])} "
+        f"{interval(control['ci_low'], control['ci_high'])}."
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.report import write_report
 from analysis.report.evidence import gather
-from analysis.report.summary import metric_name, untrained_models
+from analysis.report.summary import metric_name, untrained_networks
 from analysis.tables import asked_typicality
 from analysis.typicality import plan_fits
 from fluence.errors import ArtifactError
@@ -95,4 +95,4 @@ def test_a_network_with_the_weights_of_others_is_no_negative_control(tmp_path: P
         "imagenet": {"kind": "ae", "architecture": "vgg16-5", "pretrained": "imagenet", "training": {"epochs": 0}},
     }
     study = Study.model_validate(settings(models=models))
-    assert untrained_models(gather(study, Layout(tmp_path), [])) == {"untrained"}
+    assert untrained_networks(gather(study, Layout(tmp_path), [])) == {"untrained"}
