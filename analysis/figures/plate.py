@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from analysis.figures.fonts import families
 from fluence.store.files import atomic_path
 
 ONE_COLUMN_IN, TWO_COLUMNS_IN = 3.5, 7.0
@@ -30,7 +31,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe & Ito 2008, without the yellow, which vanishes on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LOOK: Any = {
-    "font.family": ["DejaVu Sans"],
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.titleweight": "bold",
@@ -114,7 +114,7 @@ def draw(
 @contextmanager
 def look() -> Iterator[None]:
     """The settings of all figures, and silence about letters that the font lacks."""
-    with mpl.rc_context(_LOOK), warnings.catch_warnings():
+    with mpl.rc_context(_LOOK | {"font.family": families()}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
         yield
 
