@@ -7,14 +7,18 @@ negative. The naive estimates of the literature are computed beside it, so that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-from sklearn.linear_model import LinearRegression
+from sklearn import config_context
+from sklearn.base import BaseEstimator
+from sklearn.dummy import DummyRegressor
+from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.metrics import r2_score
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import PredefinedSplit, StratifiedGroupKFold, StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 ALPHAS = np.logspace(-1, 5, 10)
 """Penalties to choose from. The features are standardised, so that one range serves every number of images."""
@@ -22,7 +26,6 @@ ALPHAS = np.logspace(-1, 5, 10)
 NOISE_FLOOR = (0.05, 0.95)
 """Quantiles of R² under permutation that are reported as the noise floor."""
 
-_CONSTANT = 1e-14  # spread, as a share of the mean, that is nothing but rounding
 _BATCH = 250  # permutations, or bootstrap samples, held in memory at one time
 
 
@@ -102,21 +105,24 @@ def out_of_fold(features: np.ndarray, score: np.ndarray, folds: np.ndarray) -> n
 
     The penalty is chosen inside the training folds by leave-one-out, which ridge regression has in closed form. That
     inner choice does not know of clusters: a duplicate may make the penalty too small, but no estimate too high.
-    The same as scikit-learn's StandardScaler and RidgeCV in every fold, several times as fast.
 
     Args:
         features: float64 [n, p].
         score: float64 [n].
         folds: fold of each image, int [n].
     """
-    predicted = np.empty(len(score))
-    for train, test in _splits(folds):
-        predicted[test] = _predict_many(features[train], score[train, None], features[test])[:, 0]
-    return predicted
+    model = nested_ridge() if features.shape[1] else DummyRegressor()
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # a fifth of the time for small samples
+        return cross_val_predict(model, features, score, cv=PredefinedSplit(folds))
+
+
+def nested_ridge() -> BaseEstimator:
+    """Standardisation and ridge regression that chooses its own penalty."""
+    return make_pipeline(StandardScaler(), RidgeCV(ALPHAS))
 
 
 def permuted_r2(features: np.ndarray, targets: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Out-of-fold R² of `out_of_fold` for many targets at once, each with its own choice of penalty.
+    """Out-of-fold R² of `nested_ridge` for many targets at once, each with its own choice of penalty.
 
     The same as `RidgeCV(alpha_per_target=True)` in every fold, about five times as fast.
 
@@ -129,16 +135,11 @@ def permuted_r2(features: np.ndarray, targets: np.ndarray, folds: np.ndarray) ->
         float64 [targets].
     """
     residual = np.zeros(targets.shape[1])
-    for train, test in _splits(folds):
+    for fold in np.unique(folds):
+        train, test = folds != fold, folds == fold
         predicted = _predict_many(features[train], targets[train], features[test])
         residual += ((targets[test] - predicted) ** 2).sum(axis=0)
     return 1 - residual / ((targets - targets.mean(axis=0)) ** 2).sum(axis=0)
-
-
-def _splits(folds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Training and test images of each fold, bool [n] each."""
-    for fold in np.unique(folds):
-        yield folds != fold, folds == fold
 
 
 def _predict_many(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -151,9 +152,8 @@ def _predict_many(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> n
     means = targets.mean(axis=0)
     if train.shape[1] == 0:
         return np.broadcast_to(means, (len(test), len(means)))
-    centre, spread = train.mean(axis=0), train.std(axis=0)
-    spread[spread <= _CONSTANT * np.abs(centre)] = 1.0  # as scikit-learn's StandardScaler does
-    left, sizes, right = np.linalg.svd((train - centre) / spread, full_matrices=False)
+    scaler = StandardScaler().fit(train)
+    left, sizes, right = np.linalg.svd(scaler.transform(train), full_matrices=False)
     left, sizes, right = left[:, sizes > 1e-9], sizes[sizes > 1e-9], right[sizes > 1e-9]
     centred = targets - means
     projected = left.T @ centred  # [rank, targets]
@@ -165,7 +165,7 @@ def _predict_many(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> n
         kept = shrink[:, None] * projected
         loo[alpha] += (kept * ((weighted.T @ left) @ kept - 2 * (weighted.T @ centred))).sum(axis=0)
     best = shrinkage[loo.argmin(axis=0)].T / sizes[:, None]  # [rank, targets]
-    return means + (((test - centre) / spread) @ right.T) @ (best * projected)
+    return means + (scaler.transform(test) @ right.T) @ (best * projected)
 
 
 def exchanged(score: np.ndarray, orders: np.ndarray) -> np.ndarray:
