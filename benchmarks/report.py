@@ -7,14 +7,16 @@
 No network is trained. A study of one model is built and analysed with the code that also does it for people; its
 tables are then repeated, with a little noise, under the names of all the other models. Every file that the report
 reads is there and was written by the suite's own writers: logs of 40 epochs, tasks and how they ended, metrics of 198
-images in 14 layers, and in each file of activations ten rated and ten training images of 128 px with what a poor
-autoencoder makes of them (synthetic faces with the grain of photographs, which is what compression has to fight with).
+images in 14 layers, maps of the latents, and in each file of activations exhibits, and ten rated and ten training
+images of 128 px with what a poor autoencoder makes of them (synthetic faces with the grain of photographs, which is
+what compression has to fight with).
 """
 
 from __future__ import annotations
 
 import argparse
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -26,9 +28,11 @@ import pandas as pd
 from joblib.externals.loky import get_reusable_executor
 
 from analysis.report import write_report
+from analysis.tablefiles import read_statistics, write_statistics
 from fluence.data.synthetic import render_face
 from fluence.layout import Layout, Run, RunRow
 from fluence.store.activations import ActivationWriter, LayerInfo
+from fluence.store.exhibits import Exhibits, LayerShown
 from fluence.store.files import read_table, write_table
 from fluence.store.outcome import Outcome, provenance, write_outcome, write_progress
 from fluence.study import Study, SyntheticDataset
@@ -36,7 +40,7 @@ from fluence.study import Study, SyntheticDataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.analysis import invented_study
 
-SIZE_PX, EPOCHS, NUM_LAYERS, NUM_SHOWN = 128, 40, 13, 10
+SIZE_PX, EPOCHS, NUM_LAYERS, NUM_SHOWN, NUM_IMAGES = 128, 40, 13, 10, 198
 BASE = "m000"
 _FIXED = ("quantile", "epsilon", "n", "num_raters")
 STUDIES = ((50, 4), (200, 1))
@@ -100,10 +104,13 @@ def fabricate(root: Path, num_models: int, num_seeds: int) -> tuple[Study, Layou
         if row.run.id != source.id:
             invented_study.write_training_log(layout, row.run, rng, EPOCHS if row.status == "done" else 3)
             write_table(layout.metrics(row.run.id), _shaken(metrics, rng))
-        _write_samples(layout, row.run, faces)
+        _write_activations(layout, row.run, faces)
         _write_tasks(layout, row)
-    for path in sorted(layout.statistics.glob("*.csv")):
-        write_table(path, pd.concat(list(_repeated(read_table(path), runs, rng)), ignore_index=True))
+        if row.run.id != source.id and row.run.seed == 0:
+            shutil.copy(layout.embedding(source.id), layout.embedding(row.run.id))
+    for path in sorted(layout.statistics.glob("*.parquet")):
+        table = read_statistics(layout.statistics, path.stem)
+        write_statistics(layout.statistics, path.stem, pd.concat(list(_repeated(table, runs, rng)), ignore_index=True))
     return study, layout, runs
 
 
@@ -145,12 +152,15 @@ def _repeated(table: pd.DataFrame, runs: list[RunRow], rng: np.random.Generator)
             yield _shaken(table, rng).assign(model=model)
 
 
-def _write_samples(layout: Layout, run: Run, faces: np.ndarray) -> None:
-    """A file of activations with one small layer, and the pictures that the report shows of a run."""
-    ids = [f"j{number:04d}" for number in range(2 * NUM_SHOWN)]
+def _write_activations(layout: Layout, run: Run, faces: np.ndarray) -> None:
+    """A file of activations with as many layers as the metrics have, and all that the report shows of a run."""
+    ids, rng = [f"j{number:04d}" for number in range(NUM_IMAGES)], np.random.default_rng(2)
+    names = [*(f"conv{number + 1}" for number in range(NUM_LAYERS)), "mu"]
+    values = {name: np.maximum(rng.normal(size=(NUM_IMAGES, 16 * 64)), 0) for name in names}
     writer = ActivationWriter(
         layout.activations(run.id), key="k", image_ids=ids, reference_ids=[], probes=[],
-        layers=[LayerInfo("conv1", (8, 4, 4), "post", "conv")],
+        layers=[LayerInfo(name, (16, 8, 8), "post", "latent" if name == "mu" else "conv") for name in names],
+        units=dict.fromkeys(names, np.arange(25)),
     )  # fmt: skip
     first = sum(map(ord, run.id)) % NUM_SHOWN
     shown = {"rated": faces[first : first + NUM_SHOWN], "training": faces[-NUM_SHOWN:]}
@@ -158,8 +168,19 @@ def _write_samples(layout: Layout, run: Run, faces: np.ndarray) -> None:
         for which, pixels in shown.items():
             names = ids[:NUM_SHOWN] if which == "rated" else [f"t{number:04d}" for number in range(NUM_SHOWN)]
             writer.write_samples(which, names, pixels, invented_study.blurred(pixels))
-        writer.write_block(0, {"conv1": np.zeros((len(ids), 128))}, {})
+        writer.write_exhibits(_exhibits(ids, faces, values))
+        writer.write_block(0, values, {}, {name: one[:, :25] for name, one in values.items()})
         writer.finish()
+
+
+def _exhibits(ids: list[str], faces: np.ndarray, values: dict[str, np.ndarray]) -> Exhibits:
+    """Maps and histograms of three images, and two ways between them."""
+    layers = {}
+    for name, own in values.items():
+        counts, edges = zip(*(np.histogram(one[one > 0], 64) for one in own[:3]), strict=True)
+        maps = own[:3].reshape(3, 16, 8, 8).astype(np.float16)
+        layers[name] = LayerShown(maps, 1, np.stack(counts), np.stack(edges), (own[:3] == 0).sum(axis=1))
+    return Exhibits(ids[:3], faces[:3], layers, np.stack([faces[:8], faces[8:16]]))
 
 
 def _write_tasks(layout: Layout, row: RunRow) -> None:
