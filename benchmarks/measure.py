@@ -16,7 +16,6 @@ import argparse
 import os
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -241,7 +240,7 @@ def _run(name: str, layout: Layout, options: argparse.Namespace) -> tuple[float,
 def _print(found: dict[str, list[tuple[float, float, float]]], gigabytes: float) -> None:
     print(f"{'':14} {'seconds':>8} {'of processors':>13} {'GB/s':>6} {'GB/s per core':>13} {'peak MB':>8}")
     for name, rounds in found.items():
-        clock, processor, peak = (statistics.median(column) for column in zip(*rounds, strict=True))
+        clock, processor, peak = (np.median(column) for column in zip(*rounds, strict=True))
         speed, per_core = gigabytes / clock, gigabytes / processor
         print(f"{name:14} {clock:8.2f} {processor:13.2f} {speed:6.2f} {per_core:13.2f} {peak:8.0f}")
     for above, below in (("sort", "count"), ("ours", "read"), ("ours-cold", "read-cold")):
@@ -249,7 +248,7 @@ def _print(found: dict[str, list[tuple[float, float, float]]], gigabytes: float)
             ratios = [
                 [a[column] / b[column] for a, b in zip(found[above], found[below], strict=True)] for column in (0, 1)
             ]
-            clock, processor = map(statistics.median, ratios)
+            clock, processor = map(np.median, ratios)
             print(f"{above} / {below}: {clock:.2f} by the clock, {processor:.2f} by the processors' seconds")
 
 

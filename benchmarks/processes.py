@@ -10,13 +10,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 import torch
 from train import fluence_loop, options_of, seconds, spec_of
 
@@ -47,10 +47,10 @@ def main() -> None:
     print(f"{options.architecture} x{options.width:g}, {options.size} px, batch {options.batch}, precision ", end="")
     print(f"{options.precision}, {torch.get_num_threads()} threads in all")
     for name, values in times.items():
-        print(f"  {name:14s} {options.steps * options.batch / statistics.median(values):9.1f} images/s")
+        print(f"  {name:14s} {options.steps * options.batch / np.median(values):9.1f} images/s")
     ratios = sorted(a / b for a, b in zip(times["one process"], times["two processes"], strict=True))
     low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-    print(f"  ratio          {statistics.median(ratios):9.3f} (middle half {low:.3f} to {high:.3f})")
+    print(f"  ratio          {np.median(ratios):9.3f} (middle half {low:.3f} to {high:.3f})")
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from fluence.allocator import keep_freed_memory
@@ -94,8 +94,8 @@ def _report(options: argparse.Namespace, chunk: int, seconds: list[tuple[float, 
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"cpu, {options.threads} threads"
     print(f"{options.architecture} x{options.width:g}, {options.size} px, {options.parameters} weights, {name}")
     for label, values in zip(("plain", "probe"), zip(*seconds, strict=True), strict=True):
-        print(f"  {label}    {1000 * statistics.median(values) / options.images:8.2f} ms per image")
-    print(f"  ratio    {statistics.median(ratios):8.2f} (rounds: {min(ratios):.2f} to {max(ratios):.2f})")
+        print(f"  {label}    {1000 * np.median(values) / options.images:8.2f} ms per image")
+    print(f"  ratio    {np.median(ratios):8.2f} (rounds: {min(ratios):.2f} to {max(ratios):.2f})")
     print(f"  peak memory {memory_plain:.2f} GiB before the probe, {_peak_gib(options.device):.2f} with it, ", end="")
     print(f"chunks of {chunk} images")
 

@@ -22,7 +22,6 @@ import contextlib
 import io
 import os
 import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -351,11 +350,11 @@ def _report(options: argparse.Namespace, speeds: dict[str, list[float]]) -> None
     bases = [peer for peer in ("floor", "same") if peer in speeds]
     print("  loop        images/s" + "".join(f"   x {base:5s} (middle half)" for base in bases))
     for loop, values in speeds.items():
-        line = f"  {loop:10s} {statistics.median(values):9.1f}"
+        line = f"  {loop:10s} {np.median(values):9.1f}"
         for base in bases:
             ratios = sorted(ours / theirs for ours, theirs in zip(values, speeds[base], strict=True))
             low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-            line += f"   {statistics.median(ratios):7.3f} ({low:.3f} to {high:.3f})"
+            line += f"   {np.median(ratios):7.3f} ({low:.3f} to {high:.3f})"
         print(line)
     print(f"  peak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB", end="")
     print(f", of the GPU {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB" if options.device == "cuda" else "")

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -213,7 +212,7 @@ def _compare(path: Path, options: argparse.Namespace, num_images: int, num_units
     ]
 
     def median(of: Callable[[dict[str, dict[str, Any]]], float]) -> float:
-        return statistics.median(of(one) for one in rounds)
+        return float(np.median([of(one) for one in rounds]))
 
     return {
         "images": num_images,

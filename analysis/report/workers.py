@@ -19,7 +19,7 @@ Part = Callable[[Evidence, Summary], Any]
 """Makes one part of a report from what the study has left behind."""
 
 _MOST_WORKERS = 8  # each needs half a gigabyte
-_WORTH_A_PROCESS = 24  # parts; fewer are made before a second process has loaded its libraries
+_WORTH_A_PROCESS = 16  # parts; fewer are made before a second process has loaded its libraries
 
 
 def make_parts(
