@@ -17,19 +17,21 @@ from jobs.ranks import Share
 
 @dataclass(frozen=True)
 class Execution:
-    """Settings of one execution that change how fast it goes, never what comes out.
+    """Settings of one execution that change how fast it goes, never a number that comes out.
 
     Attributes:
         checkpoint_interval_s: seconds between two checkpoints.
         num_workers: processes that decode images.
         strict: whether an unusable image is an error.
         starts_again: whether the task is started again when one of its processes was lost.
+        all_figures: whether the report has every figure of every model also where there are many models.
     """
 
     checkpoint_interval_s: float = 300.0
     num_workers: int = 1
     strict: bool = False
     starts_again: bool = False
+    all_figures: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def _analyse(_: Task, context: Context) -> Result:
 def _report(_: Task, context: Context) -> Result:
     from analysis.report import write_report
 
-    write_report(context.study, context.layout, run_rows(plan(context.tasks, context.layout)))
+    rows = run_rows(plan(context.tasks, context.layout))
+    write_report(context.study, context.layout, rows, all_figures=context.execution.all_figures)
     return Result()
 
 

@@ -273,10 +273,11 @@ def _report(given: argparse.Namespace) -> int:
         from analysis.report.printing import printer
 
         print_to_pdf = printer()
+    execution = Execution(all_figures=given.all_figures)
     with locked(layout):
         snapshot = take_snapshot(study, layout).save(layout)
         for stage in ("analyse", "report"):
-            code = subprocess.run(task_command(snapshot, stage, "study", Execution()), check=False).returncode
+            code = subprocess.run(task_command(snapshot, stage, "study", execution), check=False).returncode
             if code:
                 return code
         if print_to_pdf:

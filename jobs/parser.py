@@ -77,6 +77,9 @@ def command_line() -> argparse.ArgumentParser:
     _add_doctor_options(doctor)
     report = verbs.add_parser("report", help="analyse and report whatever is done, and name what is missing")
     _add_study(report)
+    report.add_argument(
+        "--all-figures", action="store_true", help="every figure of every model, however many there are"
+    )
     report.add_argument("--pdf", action="store_true", help="also as PDF, which needs WeasyPrint or Chromium")
     compare = verbs.add_parser("compare", help="set finished studies side by side")
     compare.add_argument("studies", metavar="STUDY", type=Path, nargs="+", help="study files, or folders of results")

@@ -235,7 +235,8 @@ def task_command(snapshot: Path, stage: str, name: str, execution: Execution) ->
     """The command line that runs one rank of a task."""
     command = [sys.executable, "-m", "jobs.tasks", str(snapshot), stage, name]
     command += ["--checkpoint-interval", str(execution.checkpoint_interval_s), "--workers", str(execution.num_workers)]
-    return [*command, "--strict"] if execution.strict else command
+    flags = {"--strict": execution.strict, "--all-figures": execution.all_figures}
+    return command + [flag for flag, is_set in flags.items() if is_set]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -247,11 +248,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint-interval", type=float, default=Execution.checkpoint_interval_s, metavar="SECONDS")
     parser.add_argument("--workers", type=int, default=Execution.num_workers)
     parser.add_argument("--strict", action="store_true")
+    parser.add_argument("--all-figures", action="store_true")
     given = parser.parse_args(arguments)
     _end_with_parent()
     stop = StopFlag(polled=given.stage in POLLED)
     stop.install()
-    execution = Execution(given.checkpoint_interval, given.workers, given.strict)
+    execution = Execution(given.checkpoint_interval, given.workers, given.strict, all_figures=given.all_figures)
     try:
         return run_task(given.snapshot, given.stage, given.name, execution, stop)
     except FluenceError as error:

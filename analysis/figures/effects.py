@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -89,7 +90,17 @@ def correlations_by_layer(rows: pd.DataFrame, metrics: Mapping[str, str], colour
         row[0].set_ylabel(textwrap.fill(f"r, {label}", WIDEST_LABEL))
     for axes, model in zip(panels[0], models, strict=True):
         axes.set_title(shorten(model))
+    for above, below in pairwise(panels):
+        _name_layers_once(above, below)
     return figure
+
+
+def _name_layers_once(above: Sequence[Axes], below: Sequence[Axes]) -> None:
+    """Leaves the names of layers out of a row of panels if the same stand below the next."""
+    names = [[[label.get_text() for label in axes.get_xticklabels()] for axes in row] for row in (above, below)]
+    if names[0] == names[1]:
+        for axes in above:
+            axes.set_xticklabels([])
 
 
 def _widths(rows: pd.DataFrame, models: Sequence[str]) -> list[int]:

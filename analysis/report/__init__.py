@@ -16,7 +16,7 @@ from analysis.report.groups import groups
 from analysis.report.modelpage import model_page
 from analysis.report.models import models
 from analysis.report.page import Page, render
-from analysis.report.summary import summarise
+from analysis.report.summary import models_in_full, summarise
 from analysis.report.verdict import verdict
 from analysis.report.workers import Part, make_parts
 from fluence import __version__
@@ -43,28 +43,33 @@ CHAPTERS: tuple[Part, ...] = (
 """The chapters of the report, from the top. Each is made by itself, and may be left out by returning None."""
 
 
-def write_report(study: Study, layout: Layout, runs: list[RunRow], *, num_workers: int | None = None) -> None:
+def write_report(
+    study: Study, layout: Layout, runs: list[RunRow], *, num_workers: int | None = None, all_figures: bool = False
+) -> None:
     """Writes the report of a study from whatever lies in its folder; what is missing is named in it.
 
     Args:
         study: the study.
         layout: its folder.
         runs: every run of the grid, also those that failed.
+        all_figures: draw every figure of every model; by default only those of many models have all that the chapters
+            show (`models_in_full`).
         num_workers: processes that draw; as many as there are cores by default, if there is enough to draw.
 
     Raises:
         ArtifactError: the disk is full or the folder is not writable.
     """
     started = time.time()
-    page = _page(gather(study, layout, runs), num_workers)
+    page = _page(gather(study, layout, runs), num_workers, all_figures)
     write_text(layout.report_page, render(within_budget(page)))
     layout.report_pdf.unlink(missing_ok=True)  # it shows an earlier report
     _remove_older(layout.figures, started)
 
 
-def _page(evidence: Evidence, num_workers: int | None) -> Page:
+def _page(evidence: Evidence, num_workers: int | None, all_figures: bool) -> Page:
     study, summary = evidence.study, summarise(evidence)
-    pages: list[Part] = [partial(model_page, model=model) for model in study.model_names]
+    in_full = set(study.model_names if all_figures else models_in_full(evidence, summary))
+    pages: list[Part] = [partial(model_page, model=name, in_full=name in in_full) for name in study.model_names]
     parts = make_parts([findings.key_items, *CHAPTERS, *pages], evidence, summary, num_workers=num_workers)
     key_items, sections, model_pages = parts[0], parts[1 : 1 + len(CHAPTERS)], parts[1 + len(CHAPTERS) :]
     made = f"Made on {time.strftime('%Y-%m-%d at %H:%M')} by fluence {__version__} (commit {code_commit()})."

@@ -33,21 +33,26 @@ _CAPTIONS: dict[Which, str] = {
 }
 
 
-def model_page(evidence: Evidence, summary: Summary, model: str) -> ModelPage:
+def model_page(evidence: Evidence, summary: Summary, model: str, *, in_full: bool = True) -> ModelPage:
     """Everything about one model, in the order of `MAKERS`.
 
     Args:
         evidence: of the study.
         summary: of its statistics.
         model: name of the model.
+        in_full: with all figures; without, those are left out that show the inside of a model and its metrics among
+            themselves, and the page says so.
     """
     settings = evidence.study.models[model]
     if isinstance(settings, PixelsModel):
         lead, makers = "the pixels themselves, without any network", OF_PIXELS
     else:
         lead, makers = name_of_kind(settings), MAKERS
+    made = [make for make in makers if in_full or make not in DETAILS]
     control = "; a negative control" if model in controls(evidence) else ""
-    items = [item for make in makers for item in make(evidence, summary, model)]
+    items = [item for make in made for item in make(evidence, summary, model)]
+    if not in_full:
+        items.append(_left_out(evidence))
     return ModelPage(model, f"{lead[0].upper()}{lead[1:]}{control}.", items)
 
 
@@ -215,3 +220,13 @@ MAKERS: tuple[Callable[[Evidence, Summary, str], Iterator[Item]], ...] = (
 
 OF_PIXELS = (_settings, _runs, plates_of, _correlations, _regressions, _groups)
 """The same of the pixels, of which nothing is trained and nothing is made."""
+
+DETAILS = (inside, plates_of)
+"""What only some models of a large study have; they take most of the time."""
+
+
+def _left_out(evidence: Evidence) -> Text:
+    return Text(
+        f"Of {len(evidence.study.model_names)} models only those with the largest Δ R² have figures of their feature "
+        "maps, units, latents and correlations among metrics. All have them after: fluence report STUDY --all-figures"
+    )

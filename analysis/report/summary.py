@@ -51,6 +51,7 @@ LOSS_NAMES = {"sharpness": "sharpness", "gradient_norm": "gradient norm"}
 
 
 MOST_COMPARED = 6
+MOST_IN_FULL = 12
 """Models that the figures of a chapter show; of more, each has its own figures in its page."""
 
 
@@ -118,6 +119,12 @@ def shown_models(evidence: Evidence, summary: Summary) -> tuple[str, ...]:
     trained = [name for name in names if name not in unlearned]
     best = sorted(trained, key=lambda name: -gains.get(name, -np.inf))[: MOST_COMPARED - len(control)]
     return tuple(name for name in names if name in {*control, *best})
+
+
+def models_in_full(evidence: Evidence, summary: Summary) -> tuple[str, ...]:
+    """The models whose pages have every figure: all of up to twelve models, of more those that the chapters show."""
+    names = evidence.study.model_names
+    return names if len(names) <= MOST_IN_FULL else shown_models(evidence, summary)
 
 
 def shown_words(evidence: Evidence) -> str:

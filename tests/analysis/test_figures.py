@@ -118,7 +118,16 @@ def test_correlations_fill_only_what_is_significant() -> None:
     assert list(filled.get_xdata()) == [2]
     assert list(hollow.get_xdata()) == [0, 1]
     assert hollow.get_markerfacecolor() == "white"
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["conv1", "conv2", "mu"]
+    names = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in figure.axes]
+    assert names == [["", "", ""]] * 2 + [["conv1", "conv2", "mu"]] * 2, "layers are named once below each column"
+
+
+def test_other_layers_below_have_their_own_names() -> None:
+    rows = correlations()
+    rows = pd.concat([rows, rows.query("metric == 'gini' and layer == 'mu'").assign(metric="errors", layer="L1")])
+    figure = drawn(figures.correlations_by_layer, rows, {"gini": "Gini", "l_eps": "Lε", "errors": "error"}, MODELS)
+    names = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in figure.axes[::2]]
+    assert names == [["", "", ""], ["conv1", "conv2", "mu"], ["L1"]]
 
 
 def test_negative_gains_are_drawn_as_negative() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,8 +19,8 @@ from analysis.report.evidence import Evidence, gather
 from analysis.report.findings import _largest
 from analysis.report.modelpage import model_page
 from analysis.report.models import models
-from analysis.report.page import Code, ModelPage, Page, Picture, Section, Table, cell, render
-from analysis.report.summary import shown_models, summarise
+from analysis.report.page import Code, Item, ModelPage, Page, Picture, Section, Table, cell, render
+from analysis.report.summary import models_in_full, shown_models, summarise
 from analysis.report.workers import make_parts
 from fluence.store.outcome import Outcome
 from fluence.study import Study
@@ -85,6 +86,27 @@ def test_many_models_have_their_figures_in_their_own_pages(evidence: Evidence) -
     evidence.tables["ridge"] = pd.concat(gains, ignore_index=True)
     evidence.study = Study.model_validate(changes | {"models": every})
     assert shown_models(evidence, summarise(evidence)) == ("m4", "m5", "m6", "m7", "m8", "untrained")
+
+
+def test_of_many_models_only_those_shown_have_every_figure(evidence: Evidence) -> None:
+    names = [f"m{number}" for number in range(13)]
+    evidence.study = Study.model_validate(settings() | {"models": {name: {"kind": "vae"} for name in names[:12]}})
+    assert models_in_full(evidence, summarise(evidence)) == tuple(names[:12])
+    evidence.study = Study.model_validate(settings() | {"models": {name: {"kind": "vae"} for name in names}})
+    assert models_in_full(evidence, summarise(evidence)) == shown_models(evidence, summarise(evidence))
+
+
+def test_a_page_without_details_says_how_to_have_them(evidence: Evidence) -> None:
+    whole, short = (model_page(evidence, summarise(evidence), "small", in_full=full).items for full in (True, False))
+    left_out = figures_of(whole) - figures_of(short)
+    assert left_out >= {"inside-maps-small", "inside-units-small", "matrix-small", "latents-small"}
+    assert figures_of(short) >= {"loss-small", "reconstructions-rated-small", "correlations-small"}
+    assert "fluence report STUDY --all-figures" in str(short[-1])
+    assert "--all-figures" not in str(whole[-1])
+
+
+def figures_of(items: Sequence[Item]) -> set[str]:
+    return {item.plate.name for item in items if isinstance(item, Picture)}
 
 
 def test_a_figure_has_as_many_lines_as_fit_and_names_the_rest() -> None:
