@@ -39,6 +39,7 @@ NOT_RUN = {
     "make test": "is what runs this",
     "source .venv/bin/activate": "the test brings its own Python",
     "fluence run studies/upsampling.yaml": "takes minutes; test_studies.py loads the study",
+    "fluence report cats.yaml --pdf": "needs WeasyPrint or a Chromium; tests/analysis/test_report_in_a_browser.py",
     "fluence doctor": "asks a Slurm; tests/jobs/test_doctor.py has one",
     "fluence submit": "asks a Slurm; tests/jobs/test_submit.py has one",
     "sinfo": "is Slurm's",

@@ -114,7 +114,7 @@ def _within_groups(values: pd.Series, table: pd.DataFrame) -> pd.Series:
 def _readable_share(study: Path) -> float:
     """How much of the planted property the layers tell at all: out-of-fold R² of the property itself."""
     layout = layout_of(study)
-    (path,) = layout.metrics("*").parent.glob("small-all-*.parquet")
+    (path,) = layout.metrics("*").parent.glob("small-all-s0-????????.parquet")
     features = feature_matrix(pd.read_parquet(path), 0.5)
     table = Packed(layout.packed("judged")).table.set_index("image_id").loc[features.index]
     target = _within_groups(table["edge_sparsity"], table)

@@ -51,7 +51,8 @@ def test_a_training_under_way_shows_percent_epoch_and_loss(tmp_path: Path) -> No
 def test_progress_of_another_key_is_not_this_tasks(tmp_path: Path) -> None:
     layout, train = Layout(tmp_path), TASKS[1]
     write_progress(layout.progress("train", train.name), "another", 0.37, "epoch 11 of 30")
-    assert "37" not in table(layout)
+    assert "37%" not in table(layout)
+    assert "epoch 11" not in table(layout)
 
 
 def test_a_diverged_run_says_why_and_the_head_counts_states(tmp_path: Path) -> None:
