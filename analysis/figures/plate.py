@@ -136,7 +136,7 @@ def _png(image: Image.Image, words: Mapping[str, str]) -> bytes:
     target, about = io.BytesIO(), PngInfo()
     for name, text in words.items():
         about.add_itxt(name, text)
-    image.save(target, format="PNG", optimize=image.mode == "P", dpi=(DPI, DPI), pnginfo=about)
+    image.save(target, format="PNG", dpi=(DPI, DPI), pnginfo=about)
     return target.getvalue()
 
 
