@@ -153,17 +153,26 @@ def _losses(evidence: Evidence, model: str) -> Iterator[Item]:
 
 def _reconstructions(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
     yield Heading("Reconstructions")
+    yield _strips_of(evidence, model, "rated")
+
+
+def _of_training_images(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
+    yield _strips_of(evidence, model, "training")
+
+
+def _strips_of(evidence: Evidence, model: str, which: Which) -> Item:
+    strips = sample_strips(evidence, model, which)
+    if not strips:
+        return Text(f"No run has kept reconstructions of {which} images.", missing=True)
     how = " (z = μ)" if has_prior(evidence.study.models[model]) else ""
-    for which, words in _CAPTIONS.items():
-        caption = words.format(how=how)
-        strips = sample_strips(evidence, model, which)
-        if strips:
-            title = f"Reconstructions of {which} images by {model}."
-            yield drawn(
-                evidence.layout, f"reconstructions-{which}-{model}", title, caption, figures.reconstructions, strips
-            )
-        else:
-            yield Text(f"No run has kept reconstructions of {which} images.", missing=True)
+    return drawn(
+        evidence.layout,
+        f"reconstructions-{which}-{model}",
+        f"Reconstructions of {which} images by {model}.",
+        _CAPTIONS[which].format(how=how),
+        figures.reconstructions,
+        strips,
+    )
 
 
 def _correlations(evidence: Evidence, summary: Summary, model: str) -> Iterator[Item]:
@@ -210,6 +219,7 @@ MAKERS: tuple[Callable[[Evidence, Summary, str], Iterator[Item]], ...] = (
     _runs,
     _curves,
     _reconstructions,
+    _of_training_images,
     inside,
     plates_of,
     _correlations,
@@ -221,12 +231,13 @@ MAKERS: tuple[Callable[[Evidence, Summary, str], Iterator[Item]], ...] = (
 OF_PIXELS = (_settings, _runs, plates_of, _correlations, _regressions, _groups)
 """The same of the pixels, of which nothing is trained and nothing is made."""
 
-DETAILS = (inside, plates_of)
+DETAILS = (_of_training_images, inside, plates_of)
 """What only some models of a large study have; they take most of the time."""
 
 
 def _left_out(evidence: Evidence) -> Text:
     return Text(
-        f"Of {len(evidence.study.model_names)} models only those with the largest Δ R² have figures of their feature "
-        "maps, units, latents and correlations among metrics. All have them after: fluence report STUDY --all-figures"
+        f"Of {len(evidence.study.model_names)} models only those with the largest Δ R² have figures of "
+        "reconstructed training images, feature maps, units, latents, and correlations among metrics. All have them "
+        "after: fluence report STUDY --all-figures"
     )
