@@ -148,7 +148,7 @@ def faces_pool(given: argparse.Namespace) -> Pool:
 def read_pool(layout: Layout) -> Pool:
     """The rated images of a study with the metrics of its only run."""
     images = rated_images(Packed(layout.packed("pool")).table, "beauty", ("ethnicity", "sex"))
-    (table,) = layout.metrics("x").parent.glob("*" + layout.metrics("x").suffix)
+    (table,) = layout.metrics("x").parent.glob("small-all-s0-????????.parquet")  # the maps of its latents lie beside it
     analysis = Analysis()
     metrics = feature_matrix(load_metrics(table, images.index), analysis.epsilon.report, analysis.metrics)
     metrics = metrics.loc[images.index].dropna(axis=1)
