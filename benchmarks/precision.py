@@ -47,7 +47,7 @@ def read_metrics(folder: Path) -> Metrics:
     layout = Layout(folder)
     study = load_study(layout.study)
     found: Metrics = {}
-    for path in sorted(folder.glob("metrics/*.parquet")):
+    for path in sorted(folder.glob("metrics/*-????????.parquet")):
         model, _, seed = path.stem.rsplit("-", 1)[0].split("-")
         found[model, int(seed.removeprefix("s"))] = wide(read_table(path).query("metric in @KEPT"))
     missing = {(model, seed) for model, _, seed in study.trainings} - set(found)
