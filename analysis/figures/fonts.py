@@ -14,6 +14,7 @@ from fontTools import subset
 from fontTools.ttLib import TTFont
 from matplotlib import font_manager
 
+from fluence.errors import UnwritableError
 from fluence.store.files import atomic_path
 
 _WHOLE = "DejaVu Sans"
@@ -34,13 +35,17 @@ _OF_FAMILY, _OF_STYLE, _UNIQUE, _FULL, _POSTSCRIPT = 1, 2, 3, 4, 6  # entries of
 def families() -> list[str]:
     """The fonts to draw with, the first one first; a letter that it lacks is taken from the next.
 
-    The parts are made once for each version of matplotlib, and kept where it keeps its list of fonts.
+    The parts are made once for each version of matplotlib, and kept where it keeps its list of fonts. Where they cannot
+    be kept, because the disk or the quota of the home is full, the whole font serves, more slowly.
     """
     for style in _STYLES:
         path = Path(mpl.get_cachedir()) / f"fluence-{mpl.__version__}-{style}"
         if not path.is_file():
-            with atomic_path(path, durable=False) as temporary:
-                _cut(Path(mpl.get_data_path()) / "fonts" / "ttf" / style, temporary)
+            try:
+                with atomic_path(path, durable=False) as temporary:
+                    _cut(Path(mpl.get_data_path()) / "fonts" / "ttf" / style, temporary)
+            except UnwritableError:
+                return [_WHOLE]
         font_manager.fontManager.addfont(path)
     return [_CUT, _WHOLE]
 

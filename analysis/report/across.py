@@ -135,9 +135,9 @@ def regressions_of(sides: Sequence[Side]) -> pd.DataFrame:
     """
     tables = []
     for side in sides:
-        untrained = controls(side.evidence)
+        unlearned = controls(side.evidence)
         table = side.summary.general_ridge().dropna(subset=["delta"])
-        primary = side.summary.primary(untrained).set_index("model")["p_models"]
+        primary = side.summary.primary(unlearned).set_index("model")["p_models"]
         adjusted = table["model"].map(primary).where(table["predictors"] == "all")
         models = [labelled(side.evidence, model) for model in table["model"]]
         labels = [f"{side.name}: {model}" for model in models]

@@ -49,13 +49,13 @@ def key_items(evidence: Evidence, summary: Summary) -> list[Item]:
     table = summary.general_ridge()
     if table.empty:
         return []
-    untrained = controls(evidence)
+    unlearned = controls(evidence)
     chosen = table[(table["predictors"] == "all") & table["delta"].notna()]
-    adjusted = summary.primary(untrained).set_index("model")["p_models"]
+    adjusted = summary.primary(unlearned).set_index("model")["p_models"]
     rows = chosen.assign(
         label=[labelled(evidence, m) for m in chosen["model"]],
         p_models=chosen["model"].map(adjusted),
-        control=chosen["model"].isin(untrained),
+        control=chosen["model"].isin(unlearned),
     ).sort_values(["control", "delta"], ascending=[True, False])
     if rows.empty:
         return []

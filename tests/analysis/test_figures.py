@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis import figures
+from analysis.figures.fonts import families
 from analysis.figures.plate import look
 
 MODELS = {"small": "#0072B2", "vgg": "#D55E00"}
@@ -241,3 +242,8 @@ def test_every_model_has_a_panel_before_the_others_in_grey() -> None:
     assert all(len(axes.lines) == 6 for axes in visible)
     assert [sum(line.get_color() == "#cccccc" for line in axes.lines) for axes in visible] == [5] * 6
     assert "conv2" in texts(figure)
+
+
+def test_without_room_for_the_parts_of_a_font_the_whole_one_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.figures.fonts.mpl.get_cachedir", lambda: "/proc/nowhere")
+    assert families.__wrapped__() == ["DejaVu Sans"]
